@@ -1,0 +1,1 @@
+//! Drives lifecycle: turns the world into events, commits, and carries effects out.

@@ -1,0 +1,1 @@
+//! The Kubernetes-shaped resources that people write: Credential, generators, sources, targets.
