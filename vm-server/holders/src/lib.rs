@@ -1,0 +1,1 @@
+//! Who may still have a version: processes, cgroups, gaps and how they heal, the sweep.

@@ -1,0 +1,1 @@
+//! Restarts, reloads and probes consumers: through systemd, or by pid file where there is none.
