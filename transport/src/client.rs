@@ -29,7 +29,9 @@ pub enum ClientTlsError {
     #[error("names are not checked, and no key or identity is named: any server of the authority would do")]
     Anyone,
     /// The certificate and key do not go together, or the key's kind is unknown.
-    #[error("failed to use the certificate and key: {0}; check that both belong together and are P-256 or Ed25519")]
+    #[error(
+        "failed to use the certificate and key: {0}; check that both belong together and are P-256 or Ed25519"
+    )]
     Identity(#[source] rustls::Error),
 }
 

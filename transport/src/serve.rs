@@ -331,9 +331,10 @@ impl Ends {
     async fn wait(&mut self, limits: &Limits) -> End {
         let idle_max =
             if self.peer.is_some() { limits.idle_known_ms_max } else { limits.idle_anonymous_ms_max };
-        let expiry = self.peer.as_ref().map(|peer| {
-            peer.not_after.duration_since(SystemTime::now()).unwrap_or_default()
-        });
+        let expiry = self
+            .peer
+            .as_ref()
+            .map(|peer| peer.not_after.duration_since(SystemTime::now()).unwrap_or_default());
         let expired = async {
             match expiry {
                 Some(left) => tokio::time::sleep(left).await,

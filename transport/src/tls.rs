@@ -54,7 +54,9 @@ pub enum Clients {
 #[derive(Debug, thiserror::Error)]
 pub enum ServerTlsError {
     /// The certificate and key do not go together, or the key's kind is unknown.
-    #[error("failed to use the certificate and key: {0}; check that both belong together and are P-256 or Ed25519")]
+    #[error(
+        "failed to use the certificate and key: {0}; check that both belong together and are P-256 or Ed25519"
+    )]
     Identity(#[source] rustls::Error),
     /// The trust anchors cannot be used.
     #[error("failed to use the trusted authorities for clients: {0}")]

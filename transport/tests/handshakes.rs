@@ -9,7 +9,8 @@ use axum::extract::{DefaultBodyLimit, Extension};
 use axum::routing::{get, post};
 use axum::{Router, body::Bytes};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,7 +18,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use transport::{Clients, Connection, Limits, Names, Peer, ServerTls, TlsIdentity, Trust, client_config, http_client};
+use transport::{
+    Clients, Connection, Limits, Names, Peer, ServerTls, TlsIdentity, Trust, client_config, http_client,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -78,7 +81,10 @@ impl Server {
             .layer(Extension(begun.clone()))
             .route("/never", get(std::future::pending::<()>))
             .route("/body", post(async |body: Bytes| body.len().to_string()))
-            .route("/big", post(async |body: Bytes| body.len().to_string()).layer(DefaultBodyLimit::max(4096)));
+            .route(
+                "/big",
+                post(async |body: Bytes| body.len().to_string()).layer(DefaultBodyLimit::max(4096)),
+            );
         let serving = tls.clone();
         let task = tokio::spawn(async move {
             let ready = |address| ready.send(address).unwrap();
@@ -148,7 +154,8 @@ async fn every_kind_of_client_meets_every_kind_of_listener() {
             let answer = text(&client, server.url("/who")).await;
             assert_eq!(answer.is_ok(), let_in, "{described}: {identity:?}: {answer:?}");
             if let Ok(answer) = answer {
-                let expected = identity.filter(|_| asks).map(|identity| identity.as_peer().unwrap().uris[0].clone());
+                let expected =
+                    identity.filter(|_| asks).map(|identity| identity.as_peer().unwrap().uris[0].clone());
                 assert!(answer.starts_with(expected.as_deref().unwrap_or("nobody")), "{answer}");
             }
         }
@@ -282,7 +289,8 @@ async fn connections_end_when_the_trust_changes_and_not_when_our_certificate_doe
     let next = Authority::new("next");
     let host = ours.issue("spiffe://test/host/a");
     let server =
-        Server::start(ours.issue("spiffe://test/s"), Clients::Required(ours.trust()), Limits::default()).await;
+        Server::start(ours.issue("spiffe://test/s"), Clients::Required(ours.trust()), Limits::default())
+            .await;
     let mut open = raw(&server, Some(&host), &ours.trust(), b"http/1.1").await;
     assert!(ask(&mut open).await.unwrap() > 0);
 
@@ -309,7 +317,8 @@ async fn a_connection_ends_with_the_certificate_that_opened_it() {
     transport::install_provider();
     let ours = Authority::new("ours");
     let server =
-        Server::start(ours.issue("spiffe://test/s"), Clients::Required(ours.trust()), Limits::default()).await;
+        Server::start(ours.issue("spiffe://test/s"), Clients::Required(ours.trust()), Limits::default())
+            .await;
     let end = time::OffsetDateTime::now_utc() + Duration::from_secs(3);
     let host = ours.issue_until("spiffe://test/host/a", end);
     let mut open = raw(&server, Some(&host), &ours.trust(), b"http/1.1").await;
