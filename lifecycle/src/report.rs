@@ -47,8 +47,14 @@ pub struct SetReport {
     /// Versions to which the target may still flip by an order it has accepted (armed, or an `activate` under
     /// way). A version is missing here once its `disarm` is confirmed.
     pub may_flip: BTreeSet<Version>,
+    /// The newest intent that can flip nothing any more: its `disarm` was accepted, or a newer intent superseded
+    /// it, or the target left its version by itself. A late order of it, or of an older one, is refused.
+    pub disarmed: Option<Generation>,
     /// The version that readers find now, durable.
     pub current: Option<Version>,
+    /// The version that consumers are permitted to take up: its `adopt` was accepted and nothing newer superseded
+    /// it. After a rollback the version returned to.
+    pub permitted: Option<Version>,
     /// The version that every named consumer has taken up, healthy through its settle time.
     pub adopted: Option<Version>,
     /// Each consumer that policy names.
@@ -87,8 +93,11 @@ pub struct Consumer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ConsumerState {
-    /// Waits for `adopt`, for its window, or for a person (`manual`).
+    /// Waits for `adopt`, or is being restarted or told to reload.
     Waiting,
+    /// Has the permit, and waits for its window, its next start or a person (`manual`). Fails no rollout, and
+    /// keeps the old version alive.
+    Postponed,
     /// Took it up; within its settle time.
     Settling,
     /// Healthy on it through the settle time.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{EffectId, TargetId, Version};
+use crate::id::{EffectId, Millis, TargetId, Version};
 use crate::order::Order;
 
 /// One thing to do, with the id that its outcome names.
@@ -26,6 +26,9 @@ pub enum EffectKind {
     Mint {
         /// As which version.
         version: Version,
+        /// At a backend that holds a pair: the effect that minted the version which dies by this mint. It has
+        /// passed its gate.
+        replaces: Option<EffectId>,
     },
     /// Prove that the version works at the backend.
     Verify {
@@ -61,8 +64,11 @@ pub enum EffectKind {
         target: TargetId,
         /// What.
         order: Order,
-        /// For `stage`: where the value is stored.
+        /// For `stage`, and for `activate` at a store: where the value is stored.
         value: Option<EffectId>,
+        /// For `arm`: the instant on the caller's clock. The sender puts the order's `in_ms` right at each sending
+        /// and does not send it any more once the instant has passed.
+        at: Option<Millis>,
     },
     /// Ask a target for a snapshot that answers this question; one message a host, whatever asks.
     Ask {
@@ -71,6 +77,8 @@ pub enum EffectKind {
         /// The number that the answer must carry or exceed.
         question: u64,
     },
+    /// List what carries our mark at the backend; answered by `Swept`.
+    Sweep,
     /// Write to the audit log; ends by being written with the state.
     Audit {
         /// What happened, without values.

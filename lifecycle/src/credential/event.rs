@@ -1,6 +1,6 @@
 //! What can happen to a credential.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,14 @@ pub enum Event {
         effect: EffectId,
         /// What came of it.
         outcome: Outcome,
+    },
+
+    /// What carries our mark at the backend, for this credential.
+    Swept {
+        /// The effect.
+        effect: EffectId,
+        /// The effects that the marks name; none when the backend could not be asked.
+        found: Option<BTreeSet<EffectId>>,
     },
 
     // What targets say.

@@ -64,6 +64,14 @@ pub struct Policy {
     pub idle_adopts: bool,
     /// How many versions may be alive before a schedule pauses and `rotate` is refused.
     pub live_versions_max: u32,
+    /// How often the backend's sessions of a superseded version are counted.
+    pub sample_ms: Millis,
+    /// The longest pause before a failed effect is tried again; the first is a second, and it doubles.
+    pub retry_ms_max: Millis,
+    /// How often the backend is searched for what carries our mark, while an aborted mint could still arrive.
+    pub sweep_ms: Millis,
+    /// How long the request of an aborted mint could still arrive at the backend.
+    pub intent_ms: Millis,
     /// How often a failed mint, verification or revocation is tried before it is `Stuck`.
     pub attempts_max: u32,
 }
@@ -85,6 +93,10 @@ impl Default for Policy {
             evidence: Evidence::Declared,
             idle_adopts: false,
             live_versions_max: 4,
+            sample_ms: Millis::seconds(30),
+            retry_ms_max: Millis::seconds(60),
+            sweep_ms: Millis::seconds(3600),
+            intent_ms: Millis::seconds(86_400),
             attempts_max: 10,
         }
     }
