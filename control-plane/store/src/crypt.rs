@@ -1,0 +1,79 @@
+//! Encryption of what is kept: AES-256-GCM under the data key, each record bound to what it belongs to.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::hmac;
+use zeroize::Zeroizing;
+
+use crate::key::KeyEncryptionKey;
+
+/// The data key, ready to use.
+pub(crate) struct Crypt {
+    data: RandomizedNonceKey,
+    /// Chains the audit log, so that who can write the file but has no key cannot rewrite it.
+    audit: hmac::Key,
+}
+
+/// A record does not decrypt.
+pub(crate) struct Altered;
+
+impl Crypt {
+    pub(crate) fn new(data_key: &[u8; 32]) -> Option<Self> {
+        let derive = hmac::Key::new(hmac::HMAC_SHA256, data_key);
+        Some(Self {
+            data: RandomizedNonceKey::new(&AES_256_GCM, data_key).ok()?,
+            audit: hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&derive, b"eso audit chain v1").as_ref()),
+        })
+    }
+
+    /// Nonce, then ciphertext with its tag.
+    pub(crate) fn seal(&self, aad: &str, plain: &[u8]) -> Option<Vec<u8>> {
+        seal(&self.data, aad, plain)
+    }
+
+    pub(crate) fn open(&self, aad: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Altered> {
+        open(&self.data, aad, sealed)
+    }
+
+    /// The link of the audit chain after `previous`.
+    pub(crate) fn chain(&self, previous: &[u8], parts: &[&str]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.audit);
+        context.update(previous);
+        for part in parts {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part.as_bytes());
+        }
+        context.sign().as_ref().to_vec()
+    }
+}
+
+/// Wraps the data key under the key-encryption key.
+pub(crate) fn wrap(key: &KeyEncryptionKey, installation: &str, data_key: &[u8; 32]) -> Option<Vec<u8>> {
+    let key = RandomizedNonceKey::new(&AES_256_GCM, key.0.as_ref()).ok()?;
+    seal(&key, &format!("eso data key v1|{installation}"), data_key)
+}
+
+/// The way back; fails for another key-encryption key.
+pub(crate) fn unwrap(
+    key: &KeyEncryptionKey,
+    installation: &str,
+    wrapped: &[u8],
+) -> Result<Zeroizing<[u8; 32]>, Altered> {
+    let key = RandomizedNonceKey::new(&AES_256_GCM, key.0.as_ref()).map_err(|_| Altered)?;
+    let plain = open(&key, &format!("eso data key v1|{installation}"), wrapped)?;
+    <[u8; 32]>::try_from(plain.as_slice()).map(Zeroizing::new).map_err(|_| Altered)
+}
+
+fn seal(key: &RandomizedNonceKey, aad: &str, plain: &[u8]) -> Option<Vec<u8>> {
+    let mut sealed = plain.to_vec();
+    let nonce = key.seal_in_place_append_tag(Aad::from(aad), &mut sealed).ok()?;
+    Some([nonce.as_ref().as_slice(), &sealed].concat())
+}
+
+fn open(key: &RandomizedNonceKey, aad: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Altered> {
+    let (nonce, cipher) = sealed.split_at_checked(NONCE_LEN).ok_or(Altered)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Altered)?;
+    let mut buffer = Zeroizing::new(cipher.to_vec());
+    let length = key.open_in_place(nonce, Aad::from(aad), &mut buffer).map_err(|_| Altered)?.len();
+    buffer.truncate(length);
+    Ok(buffer)
+}

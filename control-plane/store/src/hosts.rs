@@ -1,0 +1,198 @@
+//! The enrolled hosts and how far each has come.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
+
+use crate::{Audit, Database, Failure, Store, StoreError, signed, unsigned};
+
+/// Where a host is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostStatus {
+    /// Enrolled and counted.
+    Active,
+    /// Gone for good, on an operator's word. Its certificate is refused from then on.
+    Retired,
+}
+
+/// A host that enrols.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewHost {
+    /// The fingerprint of its applier's key, 64 hex digits.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// What selectors match.
+    pub labels: BTreeMap<String, String>,
+    /// Where its push API listens, `host:port`.
+    pub address: String,
+    /// The applier's Ed25519 public key, which its reports are verified with.
+    pub verify_key: Vec<u8>,
+    /// The applier's HPKE public key, which values are encrypted to.
+    pub seal_key: Vec<u8>,
+    /// The key of its TLS certificate: SHA-256 of the SubjectPublicKeyInfo, in hex.
+    pub spki: String,
+}
+
+/// How far a host has come with reports and questions. Written only with the states that its report changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostProgress {
+    /// The newest report that was committed.
+    pub sequence: u64,
+    /// The digests of the newest committed reports by sequence, so that a resent one is told from a contradiction.
+    pub digests: BTreeMap<u64, String>,
+    /// The newest question that was asked of this host, whatever asked.
+    pub question: u64,
+    /// The boot that the newest report came from.
+    pub boot_id: Option<String>,
+    /// The host contradicted a report that we acknowledged: what it says is incomplete until an operator says so
+    /// or it enrols again.
+    pub incomplete: Option<String>,
+    /// Milliseconds since 1970 at which the newest report was committed.
+    pub reported_ms: u64,
+}
+
+/// A host as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    /// Who it is.
+    pub host: NewHost,
+    /// Where it is in its life.
+    pub status: HostStatus,
+    /// When it enrolled, milliseconds since 1970.
+    pub enrolled_ms: u64,
+    /// How far it has come.
+    pub progress: HostProgress,
+}
+
+const COLUMNS: &str = "id, name, labels, address, verify_key, seal_key, spki, status, enrolled_ms, progress";
+
+impl Store {
+    /// Every host that ever enrolled, retired ones included.
+    pub async fn hosts(&self) -> Result<Vec<HostRow>, StoreError> {
+        self.run("read the hosts", |database| {
+            let mut rows = database
+                .connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM hosts ORDER BY name, id"))?;
+            let rows = rows.query_map([], |row| Ok(read(row)))?;
+            rows.map(|row| row?).collect()
+        })
+        .await
+    }
+
+    /// One host by its id.
+    pub async fn host(&self, id: &str) -> Result<Option<HostRow>, StoreError> {
+        let id = id.to_owned();
+        self.run("read a host", move |database| {
+            let row = database
+                .connection
+                .prepare_cached(&format!("SELECT {COLUMNS} FROM hosts WHERE id = ?1"))?
+                .query_row([id], |row| Ok(read(row)))
+                .optional()?;
+            row.transpose()
+        })
+        .await
+    }
+
+    /// Replaces a host's labels.
+    pub async fn set_host_labels(
+        &self,
+        id: &str,
+        labels: BTreeMap<String, String>,
+        audit: Audit,
+    ) -> Result<(), StoreError> {
+        let text = json(&labels)?;
+        self.update_host("label a host", "UPDATE hosts SET labels = ?2 WHERE id = ?1", id, text, audit).await
+    }
+
+    /// Replaces the address of a host's push API.
+    pub async fn set_host_address(&self, id: &str, address: String, audit: Audit) -> Result<(), StoreError> {
+        self.update_host("move a host", "UPDATE hosts SET address = ?2 WHERE id = ?1", id, address, audit)
+            .await
+    }
+
+    /// Replaces the key that a host's TLS certificate is bound to, at renewal.
+    pub async fn set_host_spki(&self, id: &str, spki: String, audit: Audit) -> Result<(), StoreError> {
+        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, audit).await
+    }
+
+    /// The host is gone for good.
+    pub async fn retire_host(&self, id: &str, audit: Audit) -> Result<(), StoreError> {
+        let retired = "retired".to_owned();
+        self.update_host("retire a host", "UPDATE hosts SET status = ?2 WHERE id = ?1", id, retired, audit)
+            .await
+    }
+
+    async fn update_host(
+        &self,
+        what: &'static str,
+        statement: &'static str,
+        id: &str,
+        text: String,
+        audit: Audit,
+    ) -> Result<(), StoreError> {
+        let id = id.to_owned();
+        self.write(what, move |database| {
+            let changed = database.connection.prepare_cached(statement)?.execute(params![id, text])?;
+            database.append_audit(&audit)?;
+            if changed == 1 { Ok(()) } else { Err(StoreError::Missing(format!("host {id}")).into()) }
+        })
+        .await
+    }
+}
+
+impl Database {
+    pub(crate) fn insert_host(&self, host: &NewHost, now_ms: u64) -> Result<(), Failure> {
+        let made = self
+            .connection
+            .prepare_cached(
+                "INSERT INTO hosts (id, name, labels, address, verify_key, seal_key, spki, status, enrolled_ms, last_seen_ms, progress)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'active', ?8, 0, '{}') ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![
+                host.id, host.name, json(&host.labels)?, host.address, host.verify_key, host.seal_key, host.spki,
+                signed(now_ms)
+            ])?;
+        if made == 1 { Ok(()) } else { Err(StoreError::Exists(format!("host {}", host.id)).into()) }
+    }
+
+    pub(crate) fn commit_progress(&self, host: &str, progress: &HostProgress) -> Result<(), Failure> {
+        self.connection
+            .prepare_cached("UPDATE hosts SET progress = ?2, last_seen_ms = ?3 WHERE id = ?1")?
+            .execute(params![host, json(progress)?, signed(progress.reported_ms)])?;
+        Ok(())
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|_| StoreError::Altered("a record".to_owned()))
+}
+
+fn read(row: &Row<'_>) -> Result<HostRow, Failure> {
+    let id: String = row.get(0)?;
+    let altered = || StoreError::Altered(format!("host {id:?}"));
+    let labels = serde_json::from_str(&row.get::<_, String>(2)?).map_err(|_| altered())?;
+    let status = match row.get::<_, String>(7)?.as_str() {
+        "active" => HostStatus::Active,
+        "retired" => HostStatus::Retired,
+        _ => return Err(altered().into()),
+    };
+    let progress = serde_json::from_str(&row.get::<_, String>(9)?).map_err(|_| altered())?;
+    Ok(HostRow {
+        host: NewHost {
+            name: row.get(1)?,
+            labels,
+            address: row.get(3)?,
+            verify_key: row.get(4)?,
+            seal_key: row.get(5)?,
+            spki: row.get(6)?,
+            id,
+        },
+        status,
+        enrolled_ms: unsigned(row.get(8)?),
+        progress,
+    })
+}
