@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{EffectId, Epoch, GapId, Generation, HolderId, Millis, Version};
@@ -14,7 +15,7 @@ use crate::id::{EffectId, Epoch, GapId, Generation, HolderId, Millis, Version};
 ///
 /// Identified by (epoch, host, set, generation, kind): one that was accepted before with the same version and that
 /// nothing newer superseded is answered with its recorded outcome and changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
     /// The life of the store that ordered it.
@@ -28,7 +29,7 @@ pub struct Order {
 }
 
 /// What to do with a version.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum OrderKind {
     /// Put the set of this version on the host, invisible. The files travel beside the order, sealed.
