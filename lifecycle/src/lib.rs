@@ -6,6 +6,7 @@
 //! with an order, so that both halves are checked together against late, lost and repeated messages.
 
 pub mod credential;
+pub mod host;
 pub mod id;
 pub mod order;
 pub mod report;
