@@ -1,2 +1,45 @@
-//! cargo xtask
-fn main() {}
+//! `cargo xtask`: the one entry for the demo, the tests, the figures and the packages.
+
+#![allow(clippy::print_stdout, reason = "this program speaks to a person in a terminal")]
+
+mod machine;
+mod process;
+mod test;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds what is needed, then runs it")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Show the main job live: rotate a credential across three hosts. See `demo --help`.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Passed on to the demo.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run every test, setting up what they need.
+    Test {
+        /// Only what needs nothing beyond the toolchain.
+        #[arg(long)]
+        quick: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Demo { arguments } => {
+            process::build()?;
+            process::run(&mut process::built("demo", &arguments))
+        }
+        Task::Test { quick } => test::run(quick),
+    }
+}
