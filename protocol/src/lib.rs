@@ -8,6 +8,7 @@
 //! This crate opens no file and no socket, and no type in it that holds a value can be printed.
 
 pub mod ack;
+pub mod api;
 pub mod clock;
 pub mod digest;
 pub mod enrol;
