@@ -1,5 +1,5 @@
 //! What the store refuses, keeps and never does.
-#![allow(missing_docs, reason = "tests are named for what they hold")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests are named for what they hold, and stop at what they did not expect")]
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ async fn reopened(directory: &Path) -> Result<Store, OpenError> {
     loop {
         match Store::open(directory.join("state.db"), key(directory)).await {
             Err(OpenError::Locked { .. }) if std::time::Instant::now() < end => {
-                tokio::task::yield_now().await
+                tokio::task::yield_now().await;
             }
             other => return other,
         }
