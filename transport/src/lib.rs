@@ -8,12 +8,14 @@
 //! Certificates are short-lived and have no revocation lists: a connection ends when its peer's certificate does,
 //! and all of them end when the trust changes.
 
+mod backoff;
 mod client;
 mod identity;
 mod peer;
 mod serve;
 mod tls;
 
+pub use backoff::Backoff;
 pub use client::{ClientTlsError, Names, client_config, http_client};
 pub use identity::{IdentityError, TlsIdentity, Trust, TrustError};
 pub use peer::{InvalidSpki, Peer, PeerError, Spki};
