@@ -19,7 +19,8 @@ impl Backoff {
 
     /// The next pause.
     pub fn pause(&mut self) -> Duration {
-        let doubled = self.first_ms.saturating_mul(1_u64.checked_shl(self.attempts.min(32)).unwrap_or(u64::MAX));
+        let doubled =
+            self.first_ms.saturating_mul(1_u64.checked_shl(self.attempts.min(32)).unwrap_or(u64::MAX));
         self.attempts = self.attempts.saturating_add(1);
         let whole = doubled.clamp(1, self.longest_ms.max(1));
         Duration::from_millis(whole / 2 + random() % (whole / 2 + 1))

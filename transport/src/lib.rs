@@ -11,6 +11,7 @@
 mod backoff;
 mod client;
 mod identity;
+pub mod names;
 mod peer;
 mod serve;
 mod tls;
