@@ -65,17 +65,19 @@ pub trait Generator: Send + Sync {
 }
 
 /// The kinds that [`build`] knows.
-pub const GENERATOR_KINDS: [&str; 1] = ["Password"];
+pub const GENERATOR_KINDS: [&str; 3] = ["PostgreSql", "Webhook", "Password"];
 
 /// Makes the generator of this kind (`PostgreSql`, `Webhook`, `Password`) from the `spec` of its resource. Asks the
 /// backend nothing yet.
 pub fn build(
     kind: &str,
     spec: &serde_json::Value,
-    _secrets: Arc<dyn Secrets>,
+    secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn Generator>, SpecError> {
     match kind {
         "Password" => Ok(Arc::new(crate::password::Password::new(parse(kind, spec)?)?)),
+        "PostgreSql" => Ok(Arc::new(crate::postgresql::PostgreSql::new(parse(kind, spec)?, secrets)?)),
+        "Webhook" => Ok(Arc::new(crate::webhook::Webhook::new(parse(kind, spec)?, secrets)?)),
         _ => Err(SpecError::unknown(kind, &GENERATOR_KINDS)),
     }
 }

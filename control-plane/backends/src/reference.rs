@@ -74,7 +74,11 @@ impl SecretsDirectory {
 impl Secrets for SecretsDirectory {
     fn read(&self, reference: &SecretRef) -> Result<Zeroizing<Vec<u8>>, Failure> {
         let path = self.path(reference)?;
-        read_bounded(&path, REFERENCED_BYTES_MAX)
+        let mut content = read_bounded(&path, REFERENCED_BYTES_MAX)?;
+        if content.last() == Some(&b'\n') {
+            content.pop();
+        }
+        Ok(content)
     }
 }
 
@@ -92,7 +96,7 @@ fn is_component(text: &str) -> bool {
     !text.is_empty() && text != "." && text != ".." && !text.contains(['/', '\0'])
 }
 
-/// A small file, whole, without one line end at its end.
+/// A small file, whole.
 pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let failed = |error: std::io::Error| {
         let words = format!("failed to read {}: {error}", path.display());
@@ -110,9 +114,6 @@ pub(crate) fn read_bounded(path: &Path, bytes_max: u64) -> Result<Zeroizing<Vec<
     file.take(bytes_max + 1).read_to_end(&mut content).map_err(failed)?;
     if content.len() as u64 > bytes_max {
         return Err(Failure::refused(format!("{} is larger than {bytes_max} bytes", path.display())));
-    }
-    if content.last() == Some(&b'\n') {
-        content.pop();
     }
     Ok(content)
 }

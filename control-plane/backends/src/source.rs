@@ -5,11 +5,11 @@ use std::sync::Arc;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
-use crate::SpecError;
 use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::reference::Secrets;
 use crate::value::SecretValue;
+use crate::{SpecError, parse};
 
 /// A value as it stands in a store.
 #[derive(Clone)]
@@ -63,13 +63,17 @@ pub trait Source: Send + Sync {
 }
 
 /// The kinds that [`build_source`] knows.
-pub const SOURCE_KINDS: [&str; 0] = [];
+pub const SOURCE_KINDS: [&str; 2] = ["Directory", "VaultKv"];
 
-/// Makes the source of this kind from the `spec` of its resource. Asks the store nothing yet.
+/// Makes the source of this kind (`Directory`, `VaultKv`) from the `spec` of its resource. Asks the store nothing yet.
 pub fn build_source(
     kind: &str,
-    _spec: &serde_json::Value,
-    _secrets: Arc<dyn Secrets>,
+    spec: &serde_json::Value,
+    secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn Source>, SpecError> {
-    Err(SpecError::unknown(kind, &SOURCE_KINDS))
+    match kind {
+        "Directory" => Ok(Arc::new(crate::directory::Directory::new(parse(kind, spec)?)?)),
+        "VaultKv" => Ok(Arc::new(crate::vault_kv::VaultKvSource::new(parse(kind, spec)?, secrets)?)),
+        _ => Err(SpecError::unknown(kind, &SOURCE_KINDS)),
+    }
 }

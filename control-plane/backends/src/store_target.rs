@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::SpecError;
 use crate::generator::Answer;
 use crate::mark::Mark;
 use crate::reference::Secrets;
 use crate::value::SecretValue;
+use crate::{SpecError, parse};
 
 /// What stands in a store.
 pub struct Stored {
@@ -35,13 +35,16 @@ pub trait StoreTarget: Send + Sync {
 }
 
 /// The kinds that [`build_store_target`] knows.
-pub const STORE_TARGET_KINDS: [&str; 0] = [];
+pub const STORE_TARGET_KINDS: [&str; 1] = ["VaultKv"];
 
-/// Makes the store target of this kind from the `spec` of its resource. Asks the store nothing yet.
+/// Makes the store target of this kind (`VaultKv`) from the `spec` of its resource. Asks the store nothing yet.
 pub fn build_store_target(
     kind: &str,
-    _spec: &serde_json::Value,
-    _secrets: Arc<dyn Secrets>,
+    spec: &serde_json::Value,
+    secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn StoreTarget>, SpecError> {
-    Err(SpecError::unknown(kind, &STORE_TARGET_KINDS))
+    match kind {
+        "VaultKv" => Ok(Arc::new(crate::vault_kv::VaultKvTarget::new(parse(kind, spec)?, secrets)?)),
+        _ => Err(SpecError::unknown(kind, &STORE_TARGET_KINDS)),
+    }
 }

@@ -140,13 +140,12 @@ impl SecretValue {
 
     /// Whether both have the same fields with the same contents, in a time that does not depend on the contents.
     pub fn same_as(&self, other: &Self) -> bool {
-        self.fields.len() == other.fields.len()
-            && self.fields.iter().zip(&other.fields).fold(
-                true,
-                |same, ((name, content), (name2, content2))| {
-                    same & (name == name2) & constant_time::verify_slices_are_equal(content, content2).is_ok()
-                },
-            )
+        if !self.names().eq(other.names()) {
+            return false;
+        }
+        let pairs = self.fields.values().zip(other.fields.values());
+        let differing = pairs.filter(|(one, two)| constant_time::verify_slices_are_equal(one, two).is_err());
+        differing.count() == 0
     }
 }
 

@@ -1,0 +1,421 @@
+//! A service of somebody's own that mints and revokes, asked over HTTPS.
+//!
+//! Below the spec's `url`, with `EFFECT` the effect's id in 32 hexadecimal digits:
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `POST preflight` | the mark | 2xx |
+//! | `PUT credentials/EFFECT` | the mark, and `value` where we choose it | `{"value": {...}}` where the service chooses |
+//! | `POST credentials/EFFECT/verify` | `value` | `{"accepted": true}` |
+//! | `GET credentials/EFFECT/sessions` | | `{"sessions": 2}`, or `null` where it cannot tell |
+//! | `DELETE credentials/EFFECT/sessions` | | 2xx |
+//! | `DELETE credentials/EFFECT` | | 2xx or 404 |
+//! | `GET credentials?installation=ID` | | `{"credentials": [{"mark": "...", "name": "..."}]}` |
+//!
+//! The effect's id is the idempotency key: the same `PUT` again is the same version with the same value. 401, 403, 404,
+//! 409 and 422 need an operator, everything else that is not 2xx is tried again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::FutureExt as _;
+use lifecycle::credential::{Authority, Overlap};
+use lifecycle::id::EffectId;
+use reqwest::{Method, Response, StatusCode, Url};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::SpecError;
+use crate::failure::Failure;
+use crate::generator::{Answer, Generator, Marked};
+use crate::mark::Mark;
+use crate::password::{Draws, PasswordSpec};
+use crate::reference::{SecretRef, Secrets};
+use crate::tls::TlsSpec;
+use crate::value::SecretValue;
+
+const KIND: &str = "Webhook";
+/// The most bytes that an answer may have.
+const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The most characters of a refusing answer that are repeated.
+const WORDS_CHARS_MAX: usize = 200;
+
+/// A service that mints and revokes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WebhookSpec {
+    /// Where it is; `http://` for an address of this machine only, with `tls: disable`.
+    pub url: String,
+    /// How it is reached.
+    #[serde(default)]
+    pub tls: TlsSpec,
+    /// How we say who we are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<WebhookAuthSpec>,
+    /// How many versions it can hold at once.
+    #[serde(default)]
+    pub overlap: Overlap,
+    /// Who chooses the value.
+    #[serde(default)]
+    pub chooses: Chooses,
+    /// Where we choose: the name is this, an underscore and the effect's id; `eso`. With `overlap: pair` a service that
+    /// has its two names already chooses the value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Where we choose: how the password looks; 32 letters and digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PasswordSpec>,
+    /// How long one request may take; 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
+}
+
+/// How we say who we are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WebhookAuthSpec {
+    /// Where the bearer token stands.
+    pub bearer_secret_ref: SecretRef,
+}
+
+/// Who chooses the value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Chooses {
+    /// We do.
+    #[default]
+    Client,
+    /// The service does.
+    Server,
+}
+
+/// A service that mints and revokes.
+pub(crate) struct Webhook {
+    base: Url,
+    tls: TlsSpec,
+    bearer: Option<SecretRef>,
+    overlap: Overlap,
+    chooses: Chooses,
+    username: String,
+    draws: Draws,
+    timeout: Duration,
+    secrets: Arc<dyn Secrets>,
+}
+
+#[derive(Deserialize)]
+struct MintAnswer {
+    value: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct VerifyAnswer {
+    accepted: bool,
+}
+
+#[derive(Deserialize)]
+struct SessionsAnswer {
+    sessions: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct OrphansAnswer {
+    credentials: Vec<OrphanAnswer>,
+}
+
+#[derive(Deserialize)]
+struct OrphanAnswer {
+    mark: String,
+    name: String,
+}
+
+impl Webhook {
+    pub(crate) fn new(spec: WebhookSpec, secrets: Arc<dyn Secrets>) -> Result<Self, SpecError> {
+        let wrong = |words: String| SpecError::new(KIND, words);
+        let mut base = Url::parse(&spec.url)
+            .map_err(|error| wrong(format!("`url` is no address: {error}; use https://NAME/PATH")))?;
+        match (base.scheme(), &spec.tls) {
+            ("https", TlsSpec::Trust(_)) | ("http", TlsSpec::Disable(_)) => {}
+            _ => {
+                return Err(wrong(
+                    "`url` must begin with https:// (or http:// together with `tls: disable`)".to_owned(),
+                ));
+            }
+        }
+        spec.tls.check(base.host_str().unwrap_or_default()).map_err(wrong)?;
+        if base.query().is_some()
+            || base.fragment().is_some()
+            || !base.username().is_empty()
+            || base.password().is_some()
+        {
+            return Err(wrong("`url` has a query, a fragment or a password: leave them out".to_owned()));
+        }
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
+        if !(1..=120).contains(&timeout_seconds) {
+            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
+        }
+        let password = spec.password.unwrap_or_else(PasswordSpec::plain);
+        Ok(Self {
+            base,
+            tls: spec.tls,
+            bearer: spec.auth.map(|auth| auth.bearer_secret_ref),
+            overlap: spec.overlap,
+            chooses: spec.chooses,
+            username: spec.username.unwrap_or_else(|| "eso".to_owned()),
+            draws: password.draws(KIND)?,
+            timeout: Duration::from_secs(timeout_seconds),
+            secrets,
+        })
+    }
+
+    /// Asks, and takes 2xx with a bounded body for an answer; 404 as `None` where it is one.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Zeroizing<Vec<u8>>>,
+        absent_is_fine: bool,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+        let what = format!("{method} {}{path}", self.base);
+        let url = self.base.join(path).map_err(|error| Failure::refused(format!("{what}: {error}")))?;
+        let mut request = self.client()?.request(method, url);
+        if let Some(bearer) = &self.bearer {
+            request = request.bearer_auth(self.secrets.read_text(bearer)?.as_str());
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_vec());
+        }
+        let response = request.send().await.map_err(|error| transport(&what, error))?;
+        let status = response.status();
+        if status == StatusCode::NOT_FOUND && absent_is_fine {
+            return Ok(None);
+        }
+        let answer = bounded(response, &what).await?;
+        if status.is_success() {
+            return Ok(Some(answer));
+        }
+        let words = format!("{what}: the service answers {status}{}", quoted(&answer));
+        match status.as_u16() {
+            401 | 403 => {
+                Err(Failure::refused(format!("{words}; correct `auth` or what the service allows us")))
+            }
+            400 | 404 | 405 | 409 | 410 | 422 => Err(Failure::refused(words)),
+            _ => Err(Failure::retry(words)),
+        }
+    }
+
+    fn client(&self) -> Result<reqwest::Client, Failure> {
+        let builder = reqwest::Client::builder()
+            .timeout(self.timeout)
+            .connect_timeout(self.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy();
+        let mut tls = match self.tls.client_config(self.secrets.as_ref())? {
+            Some(tls) => tls,
+            None => crate::tls::no_trust()?,
+        };
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        builder.tls_backend_preconfigured(tls).build().map_err(|error| {
+            Failure::refused(format!("failed to set up a client for {}: {error}", self.base))
+        })
+    }
+
+    async fn mint(&self, mark: &Mark, chosen: &SecretValue) -> Result<Option<SecretValue>, Failure> {
+        let value = (self.chooses == Chooses::Client).then_some(chosen);
+        let path = format!("credentials/{}", mark.effect);
+        let body = body(Some(mark), value)?;
+        let answer = self.ask(Method::PUT, &path, Some(body), false).await?;
+        if self.chooses == Chooses::Client {
+            return Ok(None);
+        }
+        let answer: MintAnswer = parsed(&path, answer.as_ref())?;
+        let Some(fields) = answer.value.filter(|fields| !fields.is_empty()) else {
+            return Err(Failure::refused(format!(
+                "{path}: `chooses: server`, but the service answers no `value` with fields"
+            )));
+        };
+        let mut value = SecretValue::new();
+        for (name, content) in fields {
+            let content = Zeroizing::new(content.into_bytes());
+            value.insert(&name, content).map_err(|error| Failure::refused(format!("{path}: {error}")))?;
+        }
+        Ok(Some(value))
+    }
+
+    /// Whether the service accepts a login with the value.
+    async fn accepts(&self, effect: EffectId, value: &SecretValue) -> Result<bool, Failure> {
+        let path = format!("credentials/{effect}/verify");
+        let answer = self.ask(Method::POST, &path, Some(body(None, Some(value))?), true).await?;
+        match answer {
+            Some(answer) => Ok(parsed::<VerifyAnswer>(&path, Some(&answer))?.accepted),
+            None => Ok(false),
+        }
+    }
+
+    async fn revoke(&self, effect: EffectId, value: Option<&SecretValue>) -> Result<(), Failure> {
+        self.ask(Method::DELETE, &format!("credentials/{effect}"), None, true).await?;
+        match value {
+            Some(value) if self.accepts(effect, value).await? => Err(Failure::retry(format!(
+                "{} still accepts a login with what it says is revoked",
+                self.base
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn orphans(&self, installation: &str) -> Result<Vec<Marked>, Failure> {
+        // Letters, digits, '-', '_' and '.' only, so nothing in it needs escaping.
+        let path = format!("credentials?installation={installation}");
+        let answer = self.ask(Method::GET, &path, None, false).await?;
+        let answer: OrphansAnswer = parsed(&path, answer.as_ref())?;
+        let marked = answer.credentials.into_iter().filter_map(|orphan| {
+            let mark: Mark = orphan.mark.parse().ok()?;
+            (mark.installation == installation).then_some(Marked { mark, name: orphan.name })
+        });
+        Ok(marked.collect())
+    }
+}
+
+/// What goes out.
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mark: Option<String>,
+    #[serde(flatten)]
+    parts: Option<&'a Mark>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<BTreeMap<&'a str, &'a str>>,
+}
+
+/// A body of JSON, wiped when it is dropped.
+fn body(mark: Option<&Mark>, value: Option<&SecretValue>) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let mut fields: Option<BTreeMap<&str, &str>> = None;
+    for (name, content) in value.iter().flat_map(|value| value.expose_fields()) {
+        let text = std::str::from_utf8(content).map_err(|_| {
+            Failure::refused(format!("the field {name:?} is not text, which a webhook needs"))
+        })?;
+        fields.get_or_insert_default().insert(name, text);
+    }
+    let written = serde_json::to_vec(&Body { mark: mark.map(Mark::to_string), parts: mark, value: fields });
+    written.map(Zeroizing::new).map_err(|_| Failure::refused("failed to write a request as JSON"))
+}
+
+/// The whole answer, as far as it is bounded.
+async fn bounded(mut response: Response, what: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let too_large =
+        || Failure::refused(format!("{what}: the answer is larger than {ANSWER_BYTES_MAX} bytes"));
+    if response.content_length().is_some_and(|length| length > ANSWER_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    let mut answer = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| transport(what, error))? {
+        if answer.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return Err(too_large());
+        }
+        answer.extend_from_slice(&chunk);
+    }
+    Ok(Zeroizing::new(Vec::from(answer)))
+}
+
+fn parsed<T: for<'de> Deserialize<'de>>(
+    path: &str,
+    answer: Option<&Zeroizing<Vec<u8>>>,
+) -> Result<T, Failure> {
+    // The parser's words could quote what it read.
+    serde_json::from_slice(answer.map_or(&[][..], |answer| answer.as_slice())).map_err(|error| {
+        Failure::refused(format!("{path}: the answer is not what is expected (line {})", error.line()))
+    })
+}
+
+/// The service's own words about a refusal: only the `message` of a JSON answer, cut short.
+fn quoted(answer: &[u8]) -> String {
+    let message = serde_json::from_slice::<serde_json::Value>(answer)
+        .ok()
+        .and_then(|answer| answer.get("message").and_then(|message| message.as_str()).map(str::to_owned));
+    let printable = |text: String| {
+        text.chars().filter(|character| !character.is_control()).take(WORDS_CHARS_MAX).collect::<String>()
+    };
+    message.map_or_else(String::new, |message| format!(": {}", printable(message)))
+}
+
+fn transport(what: &str, error: reqwest::Error) -> Failure {
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        words = inner.to_string();
+        cause = inner.source();
+    }
+    Failure::retry(format!("failed to ask {what}: {words}"))
+}
+
+impl Generator for Webhook {
+    fn overlap(&self) -> Overlap {
+        self.overlap
+    }
+
+    fn authority(&self) -> Authority {
+        Authority::Revokes
+    }
+
+    fn preflight<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
+        async { self.ask(Method::POST, "preflight", Some(body(Some(mark), None)?), false).await.map(drop) }
+            .boxed()
+    }
+
+    fn new_value(&self, effect: EffectId) -> Result<SecretValue, Failure> {
+        match self.chooses {
+            Chooses::Server => Ok(SecretValue::new()),
+            Chooses::Client => Ok(SecretValue::new()
+                .with("username", format!("{}_{effect}", self.username).as_bytes())
+                .with("password", self.draws.draw()?.as_bytes())),
+        }
+    }
+
+    fn mint<'a>(&'a self, mark: &'a Mark, chosen: &'a SecretValue) -> Answer<'a, Option<SecretValue>> {
+        self.mint(mark, chosen).boxed()
+    }
+
+    fn verify<'a>(&'a self, effect: EffectId, value: &'a SecretValue) -> Answer<'a, ()> {
+        async move {
+            if self.accepts(effect, value).await? {
+                return Ok(());
+            }
+            Err(Failure::refused(format!(
+                "{} does not accept a login with the version of effect {effect}",
+                self.base
+            )))
+        }
+        .boxed()
+    }
+
+    fn sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, Option<u32>> {
+        async move {
+            let path = format!("credentials/{effect}/sessions");
+            match self.ask(Method::GET, &path, None, true).await? {
+                Some(answer) => Ok(parsed::<SessionsAnswer>(&path, Some(&answer))?.sessions),
+                None => Ok(Some(0)),
+            }
+        }
+        .boxed()
+    }
+
+    fn end_sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, ()> {
+        async move {
+            self.ask(Method::DELETE, &format!("credentials/{effect}/sessions"), None, true).await.map(drop)
+        }
+        .boxed()
+    }
+
+    fn revoke<'a>(&'a self, effect: EffectId, value: Option<&'a SecretValue>) -> Answer<'a, ()> {
+        self.revoke(effect, value).boxed()
+    }
+
+    fn orphans<'a>(&'a self, installation: &'a str) -> Answer<'a, Vec<Marked>> {
+        self.orphans(installation).boxed()
+    }
+}
