@@ -127,7 +127,10 @@ impl Machine {
             (Phase::Waiting { revive: true, .. }, life) if by != By::Itself && permitted => {
                 Phase::Adopting { was: life, was_healthy, revive: true }
             }
-            (Phase::New | Phase::Waiting { .. }, None) => Phase::Idle,
+            // Also one that was stopped while it was being made to take the version up, or within its settle time.
+            (Phase::New | Phase::Waiting { .. } | Phase::Adopting { .. } | Phase::Settling { .. }, None) => {
+                Phase::Idle
+            }
             (Phase::Waiting { revive, .. }, Some(life)) if by != By::Itself && permitted => {
                 Phase::Adopting { was: Some(life), was_healthy, revive: *revive }
             }

@@ -150,7 +150,8 @@ pub enum HostEvent {
         /// Why, in words.
         message: String,
     },
-    /// What a consumer's present life is.
+    /// What a consumer's present life is. Without a life also the outcome of `Adopt` and `Settle` for a consumer that
+    /// somebody stopped meanwhile.
     Looked {
         /// For which turn it was asked.
         turn: Turn,

@@ -146,17 +146,15 @@ impl Machine {
 
     /// Makes the order the newest thing that was accepted.
     fn accept(&mut self, generation: Generation, version: Version, kind: Taken) {
-        match self.state.intent.as_mut().filter(|intent| intent.generation == generation) {
-            Some(intent) => {
-                intent.taken.insert(kind);
-            }
-            None => {
-                self.state.superseded = self.state.generation().or(self.state.superseded);
-                self.state.intent = Some(Intent { generation, version, taken: BTreeSet::from([kind]) });
-                // A newer intent ends what an older one agreed upon, but never a return that is under way.
-                self.state.armed = None;
-                self.state.flipping = self.state.flipping.filter(|turn| turn.back);
-            }
+        let same = self.state.intent.as_mut().filter(|intent| intent.generation == generation);
+        if let Some(intent) = same {
+            intent.taken.insert(kind);
+        } else {
+            self.state.superseded = self.state.generation().or(self.state.superseded);
+            self.state.intent = Some(Intent { generation, version, taken: BTreeSet::from([kind]) });
+            // A newer intent ends what an older one agreed upon, but never a return that is under way.
+            self.state.armed = None;
+            self.state.flipping = self.state.flipping.filter(|turn| turn.back);
         }
         if self.state.refused.as_ref().is_some_and(|refused| refused.generation <= generation) {
             self.state.refused = None;
@@ -217,13 +215,12 @@ impl Machine {
         let standing = self.standing(generation, version, Taken::Stage)?;
         self.must_be_in_policy()?;
         self.must_live(version)?;
-        if let Some(known) = self.state.known.get(&version) {
-            if known.effect != effect || known.digest != digest {
-                return refuse(
-                    RefusalCode::OtherDigest,
-                    format!("version {version} was staged with another content"),
-                );
-            }
+        let other = |known: &Known| known.effect != effect || known.digest != digest;
+        if self.state.known.get(&version).is_some_and(other) {
+            return refuse(
+                RefusalCode::OtherDigest,
+                format!("version {version} was staged with another content"),
+            );
         }
         let staged = self.state.is_staged(version);
         if staged && standing == Standing::Again {
