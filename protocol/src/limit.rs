@@ -64,3 +64,5 @@ pub const IDLE_CONNECTION_MS_MAX: u64 = 10 * 60 * 1000;
 pub const TOKEN_LIFE_MS_MAX: u64 = 7 * 24 * 60 * 60 * 1000;
 /// The longest pause between two attempts to reach the other end.
 pub const RETRY_MS_MAX: u64 = 60 * 1000;
+/// How long the applier may take over the orders of one push before the push is answered without it.
+pub const APPLIER_MS_MAX: u64 = 20 * 1000;

@@ -107,7 +107,7 @@ impl Dialer {
 
     fn config(&self, to: &HostAddress) -> Result<rustls::ClientConfig, ClientTlsError> {
         let ours = self.ours.read().unwrap_or_else(PoisonError::into_inner);
-        let uri = format!("spiffe://{}/host/{}", self.installation, to.host);
+        let uri = transport::names::host_uri(self.installation, to.host);
         let who = ours.1.clone().with_pins([to.spki]).with_uris([uri]);
         let mut config = client_config(Some(&ours.0), &who, Names::Unchecked)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
