@@ -16,12 +16,3 @@ pub fn control_plane_uri(installation: impl Display) -> String {
 pub fn operator_uri(installation: impl Display, operator: impl Display) -> String {
     format!("spiffe://{installation}/operator/{operator}")
 }
-
-/// A name to put into the URL of a push, so that one client with checked names serves a whole fleet: the resolver
-/// maps it to the host's address, and the host's certificate carries it. A DNS label has at most 63 characters,
-/// so the 64 hex digits of a host are two.
-pub fn host_dns(host: impl Display) -> String {
-    let host = host.to_string();
-    let (first, second) = host.split_at_checked(host.len() / 2).unwrap_or((&host, ""));
-    format!("{first}.{second}.host.eso.internal")
-}

@@ -162,10 +162,6 @@ impl Authority {
     ) -> Result<Issued, AuthorityError> {
         let mut params = leaf(name, now, life_ms)?;
         params.subject_alt_names.push(uri(name, names::host_uri(self.installation, host))?);
-        let dns = names::host_dns(host);
-        params
-            .subject_alt_names
-            .push(SanType::DnsName(dns.as_str().try_into().map_err(|error| issue_error(name, error))?));
         params.extended_key_usages = BOTH_SIDES.to_vec();
         self.sign(name, params, key, now.plus_ms(life_ms))
     }

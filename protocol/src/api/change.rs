@@ -22,8 +22,6 @@ pub struct Reason {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rotate {
-    /// Only find out whether it would work: nothing is minted or changed.
-    pub dry_run: bool,
     /// The current version is in foreign hands: wait for no barrier.
     pub compromised: bool,
     /// With `compromised`: after this time holders that are left are cleared and silent targets excused.

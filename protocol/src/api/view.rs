@@ -538,3 +538,17 @@ impl std::fmt::Debug for OperatorIssued {
         write!(f, "OperatorIssued({:?})", self.operator)
     }
 }
+
+/// How often something was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Changes {
+    /// Grows with every commit, from 0 at the control plane's start.
+    pub commits: u64,
+}
+
+/// A copy of the store was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackedUp {
+    /// The file on the control plane's machine. Values in it stay encrypted; the key file is not in it.
+    pub file: String,
+}
