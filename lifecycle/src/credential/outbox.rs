@@ -1,0 +1,117 @@
+//! Effects whose outcome is not known yet. They lie in the state itself, so that one commit holds both.
+
+use super::Credential;
+use super::effect::{Effect, EffectKind};
+use super::event::Outcome;
+use super::state::Pending;
+use super::step::Turn;
+use crate::id::{EffectId, Millis};
+
+/// Tried often enough: waits for an operator.
+const NEVER: Millis = Millis(u64::MAX);
+
+/// What an outcome means for the effect that it names.
+pub(crate) enum Came {
+    /// It names none that is open, or one that is tried again.
+    Nothing,
+    Done(EffectKind),
+    /// It will not work without an operator, and left the outbox.
+    Refused(EffectKind, String),
+    /// It failed too often, and stays in the outbox until `resume`.
+    Exhausted(EffectKind, String),
+}
+
+impl Credential {
+    pub(crate) fn emit(&mut self, kind: EffectKind, turn: &mut Turn) -> EffectId {
+        let id = turn.id();
+        let effect = Effect { id, kind };
+        self.outbox.insert(id, Pending { effect, handed_out: false, attempts: 0, again: None });
+        id
+    }
+
+    pub(crate) fn has_open(&self, is: impl Fn(&EffectKind) -> bool) -> bool {
+        self.outbox.values().any(|p| is(&p.effect.kind))
+    }
+
+    pub(crate) fn drop_open(&mut self, is: impl Fn(&EffectKind) -> bool) {
+        self.outbox.retain(|_, p| !is(&p.effect.kind));
+    }
+
+    pub(crate) fn may_go(&self, effect: &Effect) -> bool {
+        if !self.is_starting() {
+            return true;
+        }
+        // What only asks may go at once; all else waits for the targets.
+        matches!(
+            effect.kind,
+            EffectKind::Ask { .. }
+                | EffectKind::Verify { .. }
+                | EffectKind::Sample { .. }
+                | EffectKind::Preflight
+        )
+    }
+
+    /// Everything that may go and was not handed out since the last start.
+    pub(crate) fn hand_out(&mut self, mut turn: Turn) -> Vec<Effect> {
+        let starting = self.is_starting();
+        let mut effects = turn.audit_effects();
+        let mut outbox = std::mem::take(&mut self.outbox);
+        for pending in outbox.values_mut() {
+            if pending.handed_out || pending.again.is_some() {
+                continue;
+            }
+            if starting && !self.may_go(&pending.effect) {
+                continue;
+            }
+            pending.handed_out = true;
+            effects.push(pending.effect.clone());
+        }
+        self.outbox = outbox;
+        effects
+    }
+
+    pub(crate) fn come(&mut self, id: EffectId, outcome: Outcome, turn: &Turn) -> Came {
+        let Some(pending) = self.outbox.get_mut(&id) else { return Came::Nothing };
+        match outcome {
+            Outcome::Done => match self.outbox.remove(&id) {
+                Some(pending) => Came::Done(pending.effect.kind),
+                None => Came::Nothing,
+            },
+            Outcome::Refused(why) => match self.outbox.remove(&id) {
+                Some(pending) => Came::Refused(pending.effect.kind, why),
+                None => Came::Nothing,
+            },
+            Outcome::Failed(why) => {
+                if pending.again.is_some() {
+                    return Came::Nothing;
+                }
+                pending.attempts += 1;
+                if pending.attempts >= self.policy.attempts_max.max(1) {
+                    pending.again = Some(NEVER);
+                    return Came::Exhausted(pending.effect.kind.clone(), why);
+                }
+                let pause =
+                    Millis::seconds(1 << (pending.attempts - 1).min(16)).min(self.policy.retry_ms_max);
+                pending.again = Some(turn.now.plus(pause));
+                Came::Nothing
+            }
+        }
+    }
+
+    pub(crate) fn advance_retries(&mut self, turn: &mut Turn) {
+        for pending in self.outbox.values_mut() {
+            if pending.again.is_some_and(|at| at != NEVER && turn.reached(at)) {
+                pending.again = None;
+                pending.handed_out = false;
+            }
+        }
+    }
+
+    /// Tries again at once whatever waits.
+    pub(crate) fn retry_all(&mut self) {
+        for pending in self.outbox.values_mut().filter(|p| p.again.is_some()) {
+            *pending =
+                Pending { effect: pending.effect.clone(), handed_out: false, attempts: 0, again: None };
+        }
+    }
+}
