@@ -10,10 +10,10 @@
 
 mod logins;
 mod openbao;
-mod postgres;
+pub mod postgres;
 mod process;
 mod python;
 
 pub use logins::{Login, LoginLog};
 pub use openbao::OpenBao;
-pub use postgres::{Minting, PostgresKind, PostgresServer};
+pub use postgres::{Kind as PostgresKind, Minting, PostgresServer};

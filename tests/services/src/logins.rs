@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-/// What the server is told to begin each line of its log with: time, process, client, user, SQLSTATE.
-pub(crate) const LINE_PREFIX: &str = "%n|%p|%h|%u|%e|";
+/// What the server is told to begin each line of its log with: time, process and client for people, then the same and
+/// user and SQLSTATE for [`LoginLog`].
+pub(crate) const LINE_PREFIX: &str = "%m [%p] %h |%n|%p|%h|%u|%e| ";
 
 /// One attempt to log in, as the server saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,13 +89,14 @@ struct Line<'a> {
 
 impl<'a> Line<'a> {
     fn parse(line: &'a str) -> Option<Self> {
-        let mut parts = line.trim_end().splitn(6, '|');
+        let mut parts = line.trim_end().splitn(7, '|');
+        parts.next()?;
         let (seconds, milliseconds) = parts.next()?.split_once('.')?;
         let at_ms = seconds.parse::<u64>().ok()? * 1000 + milliseconds.parse::<u64>().ok()?;
         let process = parts.next()?.parse().ok()?;
         let client = parts.next()?.parse().ok();
         let user = parts.next()?.to_owned();
-        Some(Self { at_ms, process, client, user, state: parts.next()?, message: parts.next()? })
+        Some(Self { at_ms, process, client, user, state: parts.next()?, message: parts.next()?.trim_start() })
     }
 }
 
@@ -113,17 +115,23 @@ mod tests {
             "1700000000.123|7|127.0.1.1|[unknown]|00000|LOG:  connection received: host=127.0.1.1"
         )
         .unwrap();
-        writeln!(file, "1700000000.130|7|127.0.1.1|a|00000|LOG:  connection authorized: user=a database=app")
-            .unwrap();
+        writeln!(
+            file,
+            "time|1700000000.130|7|127.0.1.1|a|00000|LOG:  connection authorized: user=a database=app"
+        )
+        .unwrap();
         writeln!(
             file,
             "1700000001.000|8|127.0.1.2|b|28P01|FATAL:  password authentication failed for user \"b\""
         )
         .unwrap();
-        writeln!(file, "1700000001.001|8|127.0.1.2|b|28P01|DETAIL:  Connection matched pg_hba.conf line 1")
-            .unwrap();
-        writeln!(file, "1700000002.000|9|[local]|c|00000|LOG:  connection authorized: user=c").unwrap();
-        write!(file, "1700000002.001|9|[local]|c|28000|FATAL:  role \"c\" is not perm").unwrap();
+        writeln!(
+            file,
+            "time|1700000001.001|8|127.0.1.2|b|28P01|DETAIL:  Connection matched pg_hba.conf line 1"
+        )
+        .unwrap();
+        writeln!(file, "time|1700000002.000|9|[local]|c|00000|LOG:  connection authorized: user=c").unwrap();
+        write!(file, "time|1700000002.001|9|[local]|c|28000|FATAL:  role \"c\" is not perm").unwrap();
         let accepted =
             |log: &mut LoginLog| log.read().unwrap().iter().map(|login| login.accepted).collect::<Vec<_>>();
         assert_eq!(accepted(&mut log), [true, false, true]);

@@ -26,14 +26,19 @@ const ADMINISTRATOR_PASSWORD: &str = "a-private-cluster-of-a-test";
 
 /// Which PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PostgresKind {
+pub enum Kind {
     /// The one that the system has installed (Debian 12: version 15, with TLS).
     Installed,
     /// The one from PyPI (version 18, without TLS), in a virtual environment below the build directory.
     Embedded,
 }
 
-impl PostgresKind {
+impl Kind {
+    /// The installed one where there is one, else the one from PyPI.
+    pub fn auto() -> Self {
+        if installed().is_some() { Self::Installed } else { Self::Embedded }
+    }
+
     /// Where its programs are, or what to install.
     pub fn programs(self) -> Result<PathBuf> {
         match self {
@@ -67,10 +72,11 @@ pub struct PostgresServer {
     // Stopped before its directory is removed.
     server: Server,
     directory: TempDir,
-    kind: PostgresKind,
+    kind: Kind,
     port: u16,
     version: u32,
     ca_pem: Option<String>,
+    log: PathBuf,
 }
 
 /// What a generator needs to mint at a private cluster.
@@ -88,7 +94,7 @@ pub struct Minting {
 
 impl PostgresServer {
     /// Makes and starts a cluster, and waits until it takes connections. Blocks for a second or two.
-    pub fn start(kind: PostgresKind) -> Result<Self> {
+    pub fn start(kind: Kind) -> Result<Self> {
         let programs = kind.programs()?;
         let owner = Owner::new()?;
         let directory = tempfile::Builder::new().prefix("eso-postgres-").tempdir()?;
@@ -96,21 +102,22 @@ impl PostgresServer {
         let version = version(&programs)?;
         owner.make_cluster(&programs, directory.path())?;
         let ca_pem = match kind {
-            PostgresKind::Installed => Some(owner.make_certificate(directory.path())?),
-            PostgresKind::Embedded => None,
+            Kind::Installed => Some(owner.make_certificate(directory.path())?),
+            Kind::Embedded => None,
         };
         // Somebody may take the port before the server does.
         for _ in 0..5 {
             let port = free_port()?;
             if let Some(server) = owner.run_server(&programs, directory.path(), port, ca_pem.is_some())? {
-                return Ok(Self { server, directory, kind, port, version, ca_pem });
+                let log = log_path(directory.path());
+                return Ok(Self { server, directory, kind, port, version, ca_pem, log });
             }
         }
         bail!("five free ports in a row were taken by somebody else before the server took them")
     }
 
     /// Which PostgreSQL it is.
-    pub fn kind(&self) -> PostgresKind {
+    pub fn kind(&self) -> Kind {
         self.kind
     }
 
@@ -134,9 +141,40 @@ impl PostgresServer {
         self.ca_pem.as_deref()
     }
 
-    /// Its log.
-    pub fn log(&self) -> PathBuf {
-        log_path(self.directory.path())
+    /// The server in a few words, for people.
+    pub fn describe(&self) -> String {
+        let from = match self.kind {
+            Kind::Installed => "installed here, over TLS",
+            Kind::Embedded => "from PyPI, built without TLS and so over loopback without it",
+        };
+        format!("a private PostgreSQL {} ({from})", self.version)
+    }
+
+    /// Its log. Each line begins with time, process and client address; [`LoginLog`] reads the logins out of it.
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
+
+    /// What stands in a generator's `tls`.
+    pub fn tls_spec(&self) -> serde_json::Value {
+        self.ca_pem.as_ref().map_or_else(|| json!("disable"), |pem| json!({"caBundle": pem}))
+    }
+
+    /// Runs statements as the administrator in the database `postgres`, blocking, on a thread of its own.
+    pub fn admin_execute(&self, statements: &str) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                runtime.block_on(async {
+                    self.administrator("postgres")
+                        .await?
+                        .batch_execute(statements)
+                        .await
+                        .map_err(anyhow::Error::from)
+                })
+            });
+            running.join().map_err(|_| anyhow::anyhow!("the administrator's thread panicked"))?
+        })
     }
 
     /// Its process.
@@ -146,7 +184,7 @@ impl PostgresServer {
 
     /// All logins so far, accepted and refused.
     pub fn logins(&self) -> Result<Vec<Login>> {
-        LoginLog::new(self.log()).read().map(<[Login]>::to_vec)
+        LoginLog::new(&self.log).read().map(<[Login]>::to_vec)
     }
 
     /// A session of the administrator over the Unix socket.
@@ -209,7 +247,7 @@ impl PostgresServer {
             "host": "127.0.0.1",
             "port": self.port,
             "database": minting.database,
-            "tls": self.ca_pem.as_ref().map_or_else(|| json!("disable"), |pem| json!({"caBundle": pem})),
+            "tls": self.tls_spec(),
             "auth": {"username": minting.minter, "password": {"file": password_file}},
             "user": {"username": prefix, "owner": minting.owner},
         })

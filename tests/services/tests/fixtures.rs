@@ -21,7 +21,7 @@ async fn a_cluster_is_private_and_vanishes(kind: PostgresKind) {
     let seen: Vec<_> = logins.iter().map(|login| (login.client.is_some(), login.accepted)).collect();
     assert_eq!(seen, [(false, true), (true, false)], "{logins:?}");
 
-    let log = server.log();
+    let log = server.log_file().to_owned();
     drop(admin);
     drop(server);
     assert!(std::net::TcpStream::connect(address).is_err());
