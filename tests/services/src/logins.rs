@@ -112,7 +112,7 @@ mod tests {
         let mut log = LoginLog::new(file.path());
         writeln!(
             file,
-            "1700000000.123|7|127.0.1.1|[unknown]|00000|LOG:  connection received: host=127.0.1.1"
+            "time|1700000000.123|7|127.0.1.1|[unknown]|00000|LOG:  connection received: host=127.0.1.1"
         )
         .unwrap();
         writeln!(
@@ -122,7 +122,7 @@ mod tests {
         .unwrap();
         writeln!(
             file,
-            "1700000001.000|8|127.0.1.2|b|28P01|FATAL:  password authentication failed for user \"b\""
+            "time|1700000001.000|8|127.0.1.2|b|28P01|FATAL:  password authentication failed for user \"b\""
         )
         .unwrap();
         writeln!(
@@ -138,7 +138,7 @@ mod tests {
         writeln!(file, "itted to log in").unwrap();
         writeln!(
             file,
-            "1700000003.000|7|127.0.1.1|a|57P01|FATAL:  terminating connection due to administrator command"
+            "time|1700000003.000|7|127.0.1.1|a|57P01|FATAL:  terminating connection due to administrator command"
         )
         .unwrap();
         assert_eq!(accepted(&mut log), [true, false, false]);
