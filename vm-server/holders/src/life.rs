@@ -1,6 +1,6 @@
 //! One life of a reader: which processes belong to it, and when it is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::{HolderId, Millis};
 use serde::{Deserialize, Serialize};
@@ -55,8 +55,8 @@ pub(crate) enum Kind {
     },
     /// Where no cgroup tells readers apart: their sessions, ancestors and descendants.
     Tree {
-        /// The sessions of its readers.
-        sessions: BTreeSet<i32>,
+        /// The sessions of its readers by number, each with its leader while that lived.
+        sessions: BTreeMap<i32, Option<ProcessId>>,
     },
 }
 
@@ -111,13 +111,14 @@ impl LifeState {
         let table = scene.table;
         // A session is named by its leader, as long as that lives; its number is not used again before the last
         // process of the session is gone.
-        let leader = table.processes.get(&reader.session).filter(|leader| leader.session == leader.id.pid);
+        let leader = leader_of(reader.session, table);
         let id = match leader {
             Some(leader) => holder_id("session", &leader.id.to_string()),
             None => holder_id("proc", &reader.id.to_string()),
         };
         let described = leader.unwrap_or(reader).describe();
-        let kind = Kind::Tree { sessions: BTreeSet::from([reader.session]) };
+        let kind =
+            Kind::Tree { sessions: BTreeMap::from([(reader.session, leader.map(|leader| leader.id))]) };
         let mut life = Self::new(kind, table.taken, described);
         life.members.insert(reader.id);
         life.ancestors = ancestors.iter().map(|process| process.id).collect();
@@ -126,7 +127,8 @@ impl LifeState {
 
     /// The life of a process that policy names: it, what it starts, and its session where it leads one.
     pub(crate) fn of_process(process: &Process, table: &Table) -> (HolderId, Self) {
-        let sessions = BTreeSet::from_iter((process.session == process.id.pid).then_some(process.session));
+        let leads = process.session == process.id.pid;
+        let sessions = leads.then_some((process.session, Some(process.id))).into_iter().collect();
         let mut life = Self::new(Kind::Tree { sessions }, table.taken, process.describe());
         life.members.insert(process.id);
         (holder_id("proc", &process.id.to_string()), life)
@@ -202,7 +204,7 @@ impl LifeState {
         };
         self.ancestors.retain(|id| table.is_alive(*id));
         if let Kind::Tree { sessions } = &mut self.kind {
-            sessions.retain(|session| {
+            sessions.retain(|session, _| {
                 let mut living = self.members.iter().filter_map(|id| table.get(*id));
                 living.any(|process| process.session == *session)
             });
@@ -254,7 +256,11 @@ impl LifeState {
     }
 
     /// Its sessions, what it has started, and what its ancestors have started since.
-    fn of_its_tree(&self, sessions: &BTreeSet<i32>, scene: &Scene<'_>) -> BTreeSet<ProcessId> {
+    fn of_its_tree(
+        &self,
+        sessions: &BTreeMap<i32, Option<ProcessId>>,
+        scene: &Scene<'_>,
+    ) -> BTreeSet<ProcessId> {
         let table = scene.table;
         let started = |process: &Process| {
             let by_ancestor = table
@@ -265,7 +271,11 @@ impl LifeState {
             let lost_its_parent = table.began_before(process.id) > self.looked
                 && table.is_orphan(process)
                 && Belongs::of(&process.cgroup).root().is_none();
-            sessions.contains(&process.session) || by_ancestor || lost_its_parent
+            // A number whose leader lives again names another session.
+            let in_session = sessions.get(&process.session).is_some_and(|leader| {
+                leader_of(process.session, table).is_none_or(|now| Some(now.id) == *leader)
+            });
+            in_session || by_ancestor || lost_its_parent
         };
         let counts = |process: &Process| !scene.never_holds(process);
         let more = table.processes.values().filter(|process| counts(process) && started(process));
@@ -273,6 +283,10 @@ impl LifeState {
             self.members.iter().copied().chain(more.map(|process| process.id)).collect();
         table.with_descendants(roots, counts)
     }
+}
+
+fn leader_of(session: i32, table: &Table) -> Option<&Process> {
+    table.processes.get(&session).filter(|leader| leader.session == leader.id.pid)
 }
 
 /// Whether a process of a unit's cgroup is from before the moment at which the present invocation began. Start times
