@@ -285,6 +285,15 @@ impl Resources {
         Fault { file: place.file.clone(), line, message: with_nearest(words) }
     }
 
+    /// Whether both were read from the same texts with the same faults.
+    pub fn same_as(&self, other: &Self) -> bool {
+        let texts = |resources: &Self| -> Vec<(PathBuf, Vec<String>)> {
+            let of = |objects: &Vec<Object>| objects.iter().map(|object| object.place.text.clone()).collect();
+            resources.files.iter().map(|(file, objects)| (file.clone(), of(objects))).collect()
+        };
+        self.faults == other.faults && texts(self) == texts(other)
+    }
+
     /// A credential cannot be used: takes it out and says why.
     pub fn refuse(&mut self, name: &CredentialName, words: &str) {
         self.credentials.remove(name);

@@ -44,8 +44,10 @@ pub struct HostProgress {
     pub sequence: u64,
     /// The digests of the newest committed reports by sequence, so that a resent one is told from a contradiction.
     pub digests: BTreeMap<u64, String>,
-    /// The newest question that was asked of this host, whatever asked.
-    pub question: u64,
+    /// The newest of our acknowledgements that the host has shown to us.
+    pub shown: u64,
+    /// Added to the numbers of its snapshots: grows when the host contradicts itself and counts anew.
+    pub lead: u64,
     /// The boot that the newest report came from.
     pub boot_id: Option<String>,
     /// The host contradicted a report that we acknowledged: what it says is incomplete until an operator says so

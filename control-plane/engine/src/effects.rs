@@ -1,0 +1,237 @@
+//! Carrying effects out at backends. Each may be carried out twice: what was done already is found done.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use backends::{Failure, Generator, Mark, Retiring, SecretValue};
+use lifecycle::credential::{Authority, Effect, EffectKind, Event, Outcome};
+use lifecycle::{CredentialName, EffectId, Epoch};
+use protocol::FileName;
+use resources::Template;
+use store::Store;
+use tokio::sync::mpsc;
+
+use crate::catalogue::{Brings, Equipment};
+use crate::handle::Message;
+use crate::inside::Inside;
+use crate::metrics::Metrics;
+use crate::value::{Content, ContentError};
+
+/// What carrying out needs, whatever the effect.
+pub(crate) struct Means {
+    pub(crate) installation: String,
+    pub(crate) store: Store,
+    pub(crate) metrics: Metrics,
+    pub(crate) loop_: mpsc::Sender<Message>,
+}
+
+/// One effect with what it concerns.
+pub(crate) struct Job {
+    pub(crate) name: CredentialName,
+    pub(crate) effect: Effect,
+    pub(crate) epoch: Epoch,
+    pub(crate) equipment: Equipment,
+    pub(crate) authority: Authority,
+    pub(crate) files: std::collections::BTreeMap<FileName, Template>,
+    /// The store's number of the value, where a source brought it.
+    pub(crate) revision: Option<u64>,
+    /// For a sweep: what other credentials account for, and whether what nobody accounts for is this one's.
+    pub(crate) foreign: BTreeSet<EffectId>,
+    pub(crate) adopts_unknown: bool,
+}
+
+/// Carries it out and tells the loop. A process that dies on the way carries it out again.
+pub(crate) async fn carry_out(means: Arc<Means>, job: Job) {
+    let (name, effect, word) = (job.name.clone(), job.effect.id, word(&job.effect.kind));
+    let event = job.run(&means).await;
+    means.metrics.effect(word, event.as_ref().map_or("again", outcome_word));
+    if !means.store.steps().reached(word) {
+        return;
+    }
+    let told = Message::Inside(Inside::Outcome { name, effect, event });
+    // When the loop is gone there is nobody to tell.
+    drop(means.loop_.send(told).await);
+}
+
+pub(crate) const fn word(kind: &EffectKind) -> &'static str {
+    match kind {
+        EffectKind::Preflight => "preflight",
+        EffectKind::Mint { .. } => "mint",
+        EffectKind::Verify { .. } => "verify",
+        EffectKind::Sample { .. } => "sample",
+        EffectKind::EndSessions { .. } => "end_sessions",
+        EffectKind::Revoke { .. } => "revoke",
+        EffectKind::Send { .. } => "send",
+        EffectKind::Ask { .. } => "ask",
+        EffectKind::Sweep => "sweep",
+        EffectKind::Audit { .. } => "audit",
+    }
+}
+
+const fn outcome_word(event: &Event) -> &'static str {
+    match event {
+        Event::Preflighted { outcome, .. }
+        | Event::Minted { outcome, .. }
+        | Event::Verified { outcome, .. }
+        | Event::SessionsEnded { outcome, .. }
+        | Event::Revoked { outcome, .. } => match outcome {
+            Outcome::Done => "done",
+            Outcome::Failed(_) => "failed",
+            Outcome::Refused(_) => "refused",
+        },
+        Event::Swept { found: None, .. } => "failed",
+        _ => "done",
+    }
+}
+
+/// Why something at a backend, or before it, did not go well.
+enum Trouble {
+    Backend(Failure),
+    Content(ContentError),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Backend(failure)
+    }
+}
+
+impl From<ContentError> for Trouble {
+    fn from(error: ContentError) -> Self {
+        Self::Content(error)
+    }
+}
+
+fn outcome(result: Result<(), Trouble>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(Trouble::Backend(failure)) => failure.into(),
+        // The store may answer again; nothing else about a content mends itself.
+        Err(Trouble::Content(error @ ContentError::Store(_))) => Outcome::Failed(error.to_string()),
+        Err(Trouble::Content(error)) => Outcome::Refused(error.to_string()),
+    }
+}
+
+impl Job {
+    async fn run(&self, means: &Means) -> Option<Event> {
+        let effect = self.effect.id;
+        match &self.effect.kind {
+            EffectKind::Preflight => {
+                Some(Event::Preflighted { effect, outcome: outcome(self.preflight(means).await) })
+            }
+            EffectKind::Mint { .. } => Some(Event::Minted { effect, outcome: outcome(self.mint(means).await) }),
+            EffectKind::Verify { minted_by, .. } => {
+                Some(Event::Verified { effect, outcome: outcome(self.verify(means, *minted_by).await) })
+            }
+            EffectKind::Sample { minted_by, .. } => match self.sample(means, *minted_by).await {
+                Ok(sessions) => Some(Event::Sampled { effect, sessions }),
+                // Silence is not "no sessions": it is asked again.
+                Err(_) => None,
+            },
+            EffectKind::EndSessions { minted_by, .. } => {
+                Some(Event::SessionsEnded { effect, outcome: outcome(self.end_sessions(means, *minted_by).await) })
+            }
+            EffectKind::Revoke { minted_by, .. } => {
+                Some(Event::Revoked { effect, outcome: outcome(self.revoke(means, *minted_by).await) })
+            }
+            EffectKind::Sweep => Some(Event::Swept { effect, found: self.sweep(means).await }),
+            EffectKind::Send { .. } | EffectKind::Ask { .. } | EffectKind::Audit { .. } => None,
+        }
+    }
+
+    fn mark(&self, means: &Means) -> Mark {
+        Mark { installation: means.installation.clone(), epoch: self.epoch, effect: self.effect.id }
+    }
+
+    async fn preflight(&self, means: &Means) -> Result<(), Trouble> {
+        match &self.equipment.brings {
+            Brings::Generator(generator) => Ok(generator.preflight(&self.mark(means)).await?),
+            Brings::Source(_) => Ok(()),
+        }
+    }
+
+    /// What we choose is stored before the backend is asked; what the backend chooses carries our mark first.
+    async fn mint(&self, means: &Means) -> Result<(), Trouble> {
+        let Some(generator) = self.equipment.generator() else {
+            let words = "a source brings its values by itself: nothing can be minted";
+            return Err(Failure::refused(words).into());
+        };
+        let effect = self.effect.id;
+        let kept = Content::find(&means.store, &self.name, effect).await?;
+        let chosen = match &kept {
+            Some(content) => content.value.clone(),
+            None => self.choose(means, generator.as_ref()).await?,
+        };
+        if let Some(value) = generator.mint(&self.mark(means), &chosen).await?
+            && kept.is_none()
+        {
+            let content = Content::new(value, &self.files)?;
+            content.keep(&means.store, &self.name, effect).await?;
+            content.render()?;
+        }
+        Ok(())
+    }
+
+    async fn choose(&self, means: &Means, generator: &dyn Generator) -> Result<SecretValue, Trouble> {
+        let value = generator.new_value(self.effect.id)?;
+        if value.is_empty() {
+            return Ok(value);
+        }
+        let content = Content::new(value, &self.files)?;
+        // A template that does not fit is found before anything exists at the backend.
+        content.render()?;
+        content.keep(&means.store, &self.name, self.effect.id).await?;
+        Ok(Content::load(&means.store, &self.name, self.effect.id).await?.value)
+    }
+
+    async fn verify(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
+        let content = Content::load(&means.store, &self.name, minted_by).await?;
+        match &self.equipment.brings {
+            Brings::Generator(generator) => Ok(generator.verify(minted_by, &content.value).await?),
+            // Whoever rotates it vouches for it; that it renders is all that we can see.
+            Brings::Source(_) => Ok(content.render().map(drop)?),
+        }
+    }
+
+    async fn sample(&self, means: &Means, minted_by: EffectId) -> Result<Option<u32>, Trouble> {
+        let Some(generator) = self.equipment.generator() else { return Ok(None) };
+        let content = Content::find(&means.store, &self.name, minted_by).await?;
+        Ok(generator.sessions(minted_by, content.as_ref().map(|content| &content.value)).await?)
+    }
+
+    async fn end_sessions(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
+        let Some(generator) = self.equipment.generator() else { return Ok(()) };
+        let content = Content::find(&means.store, &self.name, minted_by).await?;
+        Ok(generator.end_sessions(minted_by, content.as_ref().map(|content| &content.value)).await?)
+    }
+
+    async fn revoke(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
+        match (&self.equipment.brings, self.authority) {
+            (Brings::Generator(generator), Authority::Revokes) => {
+                let content = Content::find(&means.store, &self.name, minted_by).await?;
+                Ok(generator.revoke(minted_by, content.as_ref().map(|content| &content.value)).await?)
+            }
+            (Brings::Source(source), _) if source.retiring() == Retiring::DestroyVersion => {
+                match self.revision {
+                    Some(revision) => Ok(source.destroy(revision).await?),
+                    None => Ok(()),
+                }
+            }
+            // The value is forgotten once the outcome is committed.
+            _ => Ok(()),
+        }
+    }
+
+    async fn sweep(&self, means: &Means) -> Option<BTreeSet<EffectId>> {
+        let Some(generator) = self.equipment.generator() else { return Some(BTreeSet::new()) };
+        let own: BTreeSet<EffectId> = means.store.values_of(&self.name).await.ok()?.into_iter().collect();
+        let marked = generator.orphans(&means.installation).await.ok()?;
+        let effects = marked.into_iter().map(|marked| marked.mark.effect);
+        Some(
+            effects
+                .filter(|effect| !self.foreign.contains(effect))
+                .filter(|effect| self.adopts_unknown || own.contains(effect))
+                .collect(),
+        )
+    }
+}

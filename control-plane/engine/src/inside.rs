@@ -1,0 +1,24 @@
+//! What the engine's own tasks tell the loop.
+
+use lifecycle::credential::Event;
+use lifecycle::{CredentialName, EffectId, TargetId};
+use protocol::HostId;
+use tokio::sync::oneshot;
+
+use crate::stores::StoreProgress;
+
+/// Something inside happened.
+pub(crate) enum Inside {
+    /// An effect ended, or is to be tried again when there is no event.
+    Outcome { name: CredentialName, effect: EffectId, event: Option<Event> },
+    /// A host can be reached, or cannot.
+    Reachable { host: HostId, reachable: bool },
+    /// A source brought a value, which is stored.
+    Noticed { name: CredentialName, value: EffectId, revision: Option<u64>, reply: oneshot::Sender<bool> },
+    /// A source does not answer, with its words, or answers again.
+    SourceFault { name: CredentialName, fault: Option<String> },
+    /// A store target did what it was ordered, or was asked.
+    Store { name: CredentialName, target: TargetId, outcome: Result<StoreProgress, String> },
+    /// The resources were read again.
+    Resources(Box<resources::Resources>),
+}

@@ -1,0 +1,205 @@
+//! What hosts say: verified, in order, and without contradiction.
+
+use lifecycle::SetReport;
+use lifecycle::credential::Event;
+use protocol::report::{self, VerifiedReport};
+use protocol::{Frame, HostId, UnixMillis};
+use store::HostProgress;
+
+use crate::handle::HandleError;
+use crate::run::{Batch, Turn};
+use crate::world::World;
+
+/// Digests of how many reports are remembered for telling a resent one from a contradiction.
+const DIGESTS_KEPT: usize = 64;
+
+/// How a report stands to what the host said before.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// Newer than everything before.
+    Newer,
+    /// Said before, in these very words, or overtaken by a newer one.
+    Known,
+    /// It contradicts what was acknowledged: a reverted or cloned machine.
+    Contradiction(String),
+}
+
+impl World {
+    /// Takes a report in. The acknowledgement may be sent once the batch is committed.
+    pub(crate) fn take_report(
+        &mut self,
+        turn: &mut Turn,
+        batch: &mut Batch,
+        frame: &Frame,
+        peer: Option<HostId>,
+    ) -> Result<Frame, HandleError> {
+        let refused = |code, message: String| HandleError::Report { code, message };
+        let claimed = report::claimed_host(frame).map_err(|error| refused("malformed", error.to_string()))?;
+        if peer.is_some_and(|peer| peer != claimed) {
+            return Err(refused("other_host", format!("sent by one host in the name of {claimed}")));
+        }
+        let host = self.hosts.get(&claimed).filter(|host| host.is_active());
+        let host = host.ok_or_else(|| refused("unknown_host", format!("host {claimed} is not enrolled")))?;
+        let verified = report::verify(frame, self.installation, &host.report_key, &self.own_keys)
+            .map_err(|error| refused(error.code(), error.to_string()))?;
+        if let Some(counter) = self.newer_life(host.progress(), &verified) {
+            batch.new_epoch = Some(batch.new_epoch.unwrap_or(0).max(counter));
+        }
+        self.judge(turn, batch, claimed, &verified);
+        self.count_receipts(&verified);
+        self.acknowledge(claimed, &verified)
+    }
+
+    /// Our own signature on an acknowledgement that this store never gave: the store was reverted behind our back.
+    fn newer_life(&self, progress: &HostProgress, verified: &VerifiedReport) -> Option<u32> {
+        let ack = verified.acknowledged()?;
+        let ours = self.epoch;
+        let stranger = ack.epoch.counter > ours.counter
+            || (ack.epoch.counter == ours.counter && ack.epoch.id != ours.id);
+        let unknown = ack.epoch == ours && ack.sequence > progress.sequence;
+        (stranger || unknown).then_some(ack.epoch.counter)
+    }
+
+    fn judge(&mut self, turn: &mut Turn, batch: &mut Batch, id: HostId, verified: &VerifiedReport) {
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let digest = verified.frame().to_string();
+        let shown = verified.acknowledged().map(|ack| ack.sequence);
+        let report = verified.report();
+        let standing = standing(&host.row.progress, report.sequence, &digest, shown);
+        let name = host.row.host.name.clone();
+        let progress = &mut host.row.progress;
+        let contradiction = match standing {
+            Standing::Known => {
+                self.metrics.report("known");
+                return;
+            }
+            Standing::Newer => None,
+            Standing::Contradiction(words) => Some(words),
+        };
+        if let Some(words) = &contradiction {
+            // The core goes by growing numbers: what this machine says from now on is newer than all before.
+            progress.lead = progress.lead.saturating_add(progress.sequence).saturating_add(1);
+            progress.digests.clear();
+            progress.shown = 0;
+            progress.incomplete = Some(words.clone());
+            batch.audit.push(crate::audit::entry(&format!("host:{id}"), "contradiction", &format!("host/{id}"), words));
+            tracing::warn!(host = %id, %name, %words, "a host contradicts itself");
+        } else if progress.incomplete.is_some() && progress.digests.len() >= 2 {
+            progress.incomplete = None;
+        }
+        progress.sequence = report.sequence;
+        progress.shown = progress.shown.max(shown.unwrap_or(0));
+        progress.digests.insert(report.sequence, digest);
+        while progress.digests.len() > DIGESTS_KEPT {
+            progress.digests.pop_first();
+        }
+        progress.boot_id = Some(report.boot_id.clone());
+        progress.reported_ms = UnixMillis::now().0;
+        let lead = progress.lead;
+        batch.hosts.insert(id);
+        self.metrics.report(if contradiction.is_some() { "contradiction" } else { "taken" });
+        self.tell(turn, batch, id, verified, lead, contradiction.is_some());
+    }
+
+    fn tell(
+        &mut self,
+        turn: &mut Turn,
+        batch: &mut Batch,
+        id: HostId,
+        verified: &VerifiedReport,
+        lead: u64,
+        contradicted: bool,
+    ) {
+        let target = id.target();
+        self.connected(turn, batch, id, true);
+        for (set, snapshot) in &verified.report().sets {
+            let Some(name) = self.sets.get(set).cloned() else { continue };
+            let report = SetReport { sequence: snapshot.sequence.saturating_add(lead), ..snapshot.clone() };
+            self.note_flip(&name, &target, &report);
+            self.apply_or_log(turn, batch, &name, Event::Reported { target: target.clone(), report });
+            if contradicted {
+                self.apply_or_log(turn, batch, &name, Event::Incomplete { target: target.clone() });
+            }
+            self.note_holders(&name);
+        }
+    }
+
+    fn count_receipts(&self, verified: &VerifiedReport) {
+        for receipt in &verified.report().receipts {
+            if let report::Outcome::Refused { code, message } = &receipt.outcome {
+                self.metrics.order_refused();
+                tracing::info!(host = %verified.report().host, %code, %message, order = ?receipt.order, "a host refused an order");
+            }
+        }
+    }
+
+    fn acknowledge(&self, id: HostId, verified: &VerifiedReport) -> Result<Frame, HandleError> {
+        let sets = verified.report().sets.keys();
+        let dead = sets.filter_map(|set| {
+            let owned = self.sets.get(set).and_then(|name| self.owned.get(name))?;
+            Some((set.clone(), owned.dead()))
+        });
+        let ack = protocol::ack::Ack {
+            installation: self.installation,
+            epoch: self.epoch,
+            host: id,
+            sequence: verified.report().sequence,
+            report: verified.frame(),
+            acknowledged_at: UnixMillis::now(),
+            dead: dead.filter(|(_, dead)| !dead.is_empty()).collect(),
+        };
+        ack.sign(&self.post.order_key).map_err(|error| HandleError::Invalid(error.to_string()))
+    }
+}
+
+fn standing(progress: &HostProgress, sequence: u64, digest: &str, shown: Option<u64>) -> Standing {
+    if let Some(known) = progress.digests.get(&sequence) {
+        return if known == digest {
+            Standing::Known
+        } else {
+            Standing::Contradiction(format!("two different reports have the number {sequence}"))
+        };
+    }
+    if sequence <= progress.sequence {
+        // Overtaken on the way: the newer one said all of it.
+        return Standing::Known;
+    }
+    match shown {
+        Some(shown) if shown < progress.shown => Standing::Contradiction(format!(
+            "it showed our acknowledgement of report {}, and now only that of {shown}",
+            progress.shown
+        )),
+        None if progress.shown > 0 => Standing::Contradiction(format!(
+            "it showed our acknowledgement of report {}, and now none",
+            progress.shown
+        )),
+        _ => Standing::Newer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress() -> HostProgress {
+        let digests = [(7, "seven".to_owned()), (8, "eight".to_owned())].into();
+        HostProgress { sequence: 8, digests, shown: 6, ..HostProgress::default() }
+    }
+
+    #[test]
+    fn a_resent_or_overtaken_report_is_no_contradiction() {
+        assert_eq!(standing(&progress(), 8, "eight", Some(6)), Standing::Known);
+        assert_eq!(standing(&progress(), 7, "seven", Some(5)), Standing::Known);
+        assert_eq!(standing(&progress(), 5, "five", Some(4)), Standing::Known);
+        assert_eq!(standing(&progress(), 9, "nine", Some(8)), Standing::Newer);
+        assert_eq!(standing(&progress(), 12, "twelve", Some(6)), Standing::Newer);
+    }
+
+    #[test]
+    fn a_reverted_or_cloned_machine_contradicts_itself() {
+        for (sequence, digest, shown) in [(8, "other", Some(7)), (9, "nine", Some(5)), (9, "nine", None)] {
+            let standing = standing(&progress(), sequence, digest, shown);
+            assert!(matches!(standing, Standing::Contradiction(_)), "{sequence} {shown:?}: {standing:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Everything that the loop owns, as it is committed or about to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lifecycle::credential::Credential;
+use lifecycle::{CredentialName, EffectId, Epoch, Millis, SetName, TargetId, Version};
+use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
+use resources::Resources;
+use serde::{Deserialize, Serialize};
+use store::{HostProgress, HostRow, HostStatus};
+
+use crate::catalogue::{Equipment, Makers, Plan};
+use crate::clock::Clock;
+use crate::effects::Means;
+use crate::lane::{Lane, Post, address_of};
+use crate::metrics::Metrics;
+use crate::sources::Watch;
+use crate::stores::StoreProgress;
+
+/// The loop's own.
+pub(crate) struct World {
+    pub(crate) installation: InstallationId,
+    pub(crate) epoch: Epoch,
+    pub(crate) clock: Clock,
+    pub(crate) owned: BTreeMap<CredentialName, Owned>,
+    pub(crate) sets: BTreeMap<SetName, CredentialName>,
+    pub(crate) hosts: BTreeMap<HostId, Host>,
+    pub(crate) resources: Resources,
+    pub(crate) makers: Arc<dyn Makers>,
+    pub(crate) means: Arc<Means>,
+    pub(crate) post: Arc<Post>,
+    pub(crate) metrics: Metrics,
+    /// Every key that ever signed for this installation.
+    pub(crate) own_keys: Vec<VerifyingKey>,
+}
+
+/// What is kept of one credential, in one row.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) state: Credential,
+    pub(crate) plan: Plan,
+    /// When a rotation was last begun by the schedule, an operator or the first mint.
+    pub(crate) rotated_at: UnixMillis,
+    /// Of values that a source brought: the store's number.
+    #[serde(default)]
+    pub(crate) revisions: BTreeMap<EffectId, u64>,
+    #[serde(default)]
+    pub(crate) stores: BTreeMap<TargetId, StoreProgress>,
+}
+
+/// One credential at work.
+pub(crate) struct Owned {
+    pub(crate) kept: Kept,
+    pub(crate) revision: u64,
+    /// None when its backend cannot be made: nothing is minted or revoked then, and it is still served.
+    pub(crate) equipment: Option<Equipment>,
+    /// Effects that are being carried out.
+    pub(crate) running: BTreeSet<EffectId>,
+    /// Effects that are carried out again later, without the core's word: silence is no outcome of theirs.
+    pub(crate) again: BTreeMap<EffectId, (Instant, u32)>,
+    /// Hosts whose lane has something of it.
+    pub(crate) lanes: BTreeSet<HostId>,
+    /// Store targets at work.
+    pub(crate) at_store: BTreeSet<TargetId>,
+    /// When a store target that failed is tried again.
+    pub(crate) store_again: BTreeMap<TargetId, (Instant, u32)>,
+    pub(crate) selected: Option<BTreeMap<TargetId, lifecycle::credential::Selection>>,
+    pub(crate) watch: Option<Watch>,
+    pub(crate) source_fault: Option<String>,
+    /// For figures: who was last seen to hold which version.
+    pub(crate) figures: Figures,
+}
+
+/// What the figures are measured from.
+#[derive(Default)]
+pub(crate) struct Figures {
+    pub(crate) held: BTreeMap<Version, Instant>,
+    pub(crate) flip: Option<Flip>,
+}
+
+/// One flip of many targets.
+pub(crate) struct Flip {
+    pub(crate) version: Version,
+    pub(crate) at: Millis,
+    pub(crate) first: Option<Instant>,
+    pub(crate) last: Option<Instant>,
+    pub(crate) seen: BTreeSet<TargetId>,
+}
+
+/// One host at work.
+pub(crate) struct Host {
+    pub(crate) row: HostRow,
+    pub(crate) report_key: VerifyingKey,
+    pub(crate) target: TargetId,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) reachable: bool,
+}
+
+impl Owned {
+    pub(crate) fn new(kept: Kept, revision: u64) -> Self {
+        Self {
+            kept,
+            revision,
+            equipment: None,
+            running: BTreeSet::new(),
+            again: BTreeMap::new(),
+            lanes: BTreeSet::new(),
+            at_store: BTreeSet::new(),
+            store_again: BTreeMap::new(),
+            selected: None,
+            watch: None,
+            source_fault: None,
+            figures: Figures::default(),
+        }
+    }
+
+    pub(crate) fn set(&self) -> &SetName {
+        &self.kept.plan.credential.set
+    }
+
+    /// Where the newest value that is known lies.
+    pub(crate) fn newest_value(&self) -> Option<EffectId> {
+        self.kept.state.versions().last().map(|view| view.minted_by)
+    }
+
+    pub(crate) fn dead(&self) -> BTreeSet<Version> {
+        let dead = self.kept.state.versions().filter(|view| view.phase.is_dead());
+        protocol::order::newest_dead(&dead.map(|view| view.version).collect())
+    }
+}
+
+impl Host {
+    /// None when the row is damaged.
+    pub(crate) fn new(row: HostRow) -> Option<(HostId, Self)> {
+        let (id, ..) = address_of(&row)?;
+        let report_key = VerifyingKey(row.host.verify_key.as_slice().try_into().ok()?);
+        Some((id, Self { row, report_key, target: id.target(), lane: None, reachable: false }))
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.row.status == HostStatus::Active
+    }
+
+    pub(crate) const fn progress(&self) -> &HostProgress {
+        &self.row.progress
+    }
+
+    /// Starts the lane, or starts it anew when address or keys changed; ends it when the host was retired.
+    pub(crate) fn open_lane(&mut self, post: &Arc<Post>) {
+        let Some((id, address, seal_key)) = address_of(&self.row) else { return };
+        if !self.is_active() {
+            self.lane = None;
+            self.reachable = false;
+            post.road.forget(&id);
+            return;
+        }
+        post.road.keep(&address);
+        if self.lane.as_ref().is_none_or(|lane| lane.address() != &address) {
+            self.lane = Some(Lane::start(address, seal_key, post.clone()));
+        }
+    }
+}
+
+impl World {
+    /// What people call a target.
+    pub(crate) fn target_name(&self, target: &TargetId) -> String {
+        let host: Option<HostId> = HostId::try_from(target).ok();
+        match host.and_then(|host| self.hosts.get(&host)) {
+            Some(host) => host.row.host.name.clone(),
+            None => target.to_string(),
+        }
+    }
+
+    /// The host of a target, where it is one that we know.
+    pub(crate) fn host_of(&mut self, target: &TargetId) -> Option<&mut Host> {
+        let host = HostId::try_from(target).ok()?;
+        self.hosts.get_mut(&host)
+    }
+}
