@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use lifecycle::Version;
 use serde::Deserialize;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,9 +32,13 @@ pub struct Settings {
     /// Names it in the server's log.
     #[arg(long)]
     pub name: String,
-    /// The credential: JSON with `username` and `password`.
+    /// The credential: JSON with `username` and `password`. Of an application that says what it uses, the file's name
+    /// within the set.
     #[arg(long)]
     pub credential: PathBuf,
+    /// The set's directory, for an application that says what it uses: it reads version and content in one go.
+    #[arg(long, requires = "tell")]
+    pub set_directory: Option<PathBuf>,
     /// The loopback address that it connects from, so that the judge can tell it apart.
     #[arg(long)]
     pub source: IpAddr,
@@ -70,6 +75,9 @@ pub struct Settings {
 struct Credential {
     username: String,
     password: String,
+    /// Known to an application that reads through the set's directory.
+    #[serde(skip)]
+    version: Option<Version>,
 }
 
 /// Runs until SIGTERM.
@@ -81,9 +89,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     write_pidfile(&settings.pidfile)?;
     let (changed, mut changes) = mpsc::unbounded_channel();
     let _watcher = match settings.adoption {
-        Adoption::Reopen => Some(watch(&settings.credential, changed)?),
+        Adoption::Reopen => Some(watch(&settings, changed)?),
         _ => None,
     };
+    // An old word may still stand there; the present one replaces it.
+    say(&settings, &credential, None);
     if let Some(table) = &settings.table {
         alter(&settings, &credential, table).await?;
     }
@@ -96,10 +106,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
-            _ = hangup.recv(), if settings.adoption == Adoption::Reload => credential = take_up(&settings)?,
+            _ = hangup.recv(), if settings.adoption == Adoption::Reload => take_up(&settings, &mut credential)?,
             Some(()) = changes.recv() => {
                 while changes.try_recv().is_ok() {}
-                credential = take_up(&settings)?;
+                take_up(&settings, &mut credential)?;
             }
             _ = tick.tick() => log_in(&settings, &credential).await,
         }
@@ -141,23 +151,41 @@ async fn alter(settings: &Settings, credential: &Credential, table: &str) -> any
         .context("failed to alter the table of an earlier version")
 }
 
-fn take_up(settings: &Settings) -> anyhow::Result<Credential> {
-    let credential = read(settings)?;
-    if let Some(socket) = &settings.tell {
-        crate::told::say_current(socket, &settings.set)?;
+/// Reads again, forgets what it had, and says so. Every login is on a connection of its own, so nothing of the old
+/// credential is left once the value is replaced.
+fn take_up(settings: &Settings, credential: &mut Credential) -> anyhow::Result<()> {
+    let newer = read(settings)?;
+    let before = std::mem::replace(credential, newer).version;
+    say(settings, credential, before);
+    Ok(())
+}
+
+/// The daemon may be away for a moment: then the old version lives a little longer, and nothing else happens.
+fn say(settings: &Settings, credential: &Credential, before: Option<Version>) {
+    if let (Some(socket), Some(on)) = (&settings.tell, credential.version)
+        && let Err(error) = crate::told::say(socket, &settings.set, on, before.filter(|before| *before != on))
+    {
+        eprintln!("{}: {error:#}", settings.name);
     }
-    Ok(credential)
 }
 
 fn read(settings: &Settings) -> anyhow::Result<Credential> {
-    let path = &settings.credential;
-    let text = std::fs::read(path).with_context(|| format!("failed to read {}", path.display()))?;
+    let (path, version) = match &settings.set_directory {
+        None => (settings.credential.clone(), None),
+        Some(set) => {
+            let directory =
+                std::fs::read_link(set.join("..data")).context("the set has no current version")?;
+            let version = directory.to_str().context("a version's name is text")?.parse()?;
+            (set.join(directory).join(&settings.credential), Some(version))
+        }
+    };
+    let text = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
     let credential: Credential = serde_json::from_slice(&text).context("the credential is not JSON")?;
     let escapes = |text: &str| text.contains(['@', '/', '%', '?', '#', ':']);
     if settings.naive_url && (escapes(&credential.username) || escapes(&credential.password)) {
         bail!("the database URL does not parse");
     }
-    Ok(credential)
+    Ok(Credential { version, ..credential })
 }
 
 fn write_pidfile(path: &Path) -> anyhow::Result<()> {
@@ -167,19 +195,21 @@ fn write_pidfile(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Watches the directory, not the file: a file that is replaced by a rename takes its watch with it.
-fn watch(path: &Path, changed: mpsc::UnboundedSender<()>) -> anyhow::Result<notify::RecommendedWatcher> {
+/// Watches the set's directory, where `..data` is renamed: a watch on the file would stay with the old inode.
+fn watch(
+    settings: &Settings,
+    changed: mpsc::UnboundedSender<()>,
+) -> anyhow::Result<notify::RecommendedWatcher> {
     use notify::Watcher as _;
-    let name = path.file_name().context("the credential has no file name")?.to_owned();
-    let directory = path.parent().context("the credential has no directory")?.to_owned();
+    let directory = settings.set_directory.as_ref().context("--set-directory is needed to watch a set")?;
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let ours = event.is_ok_and(|event| {
-            !event.kind.is_access() && event.paths.iter().any(|path| path.file_name() == Some(&name))
+        let flipped = event.is_ok_and(|event| {
+            !event.kind.is_access() && event.paths.iter().any(|path| path.ends_with("..data"))
         });
-        if ours {
+        if flipped {
             let _ = changed.send(());
         }
     })?;
-    watcher.watch(&directory, notify::RecursiveMode::NonRecursive)?;
+    watcher.watch(directory, notify::RecursiveMode::NonRecursive)?;
     Ok(watcher)
 }

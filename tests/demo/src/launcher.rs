@@ -19,7 +19,6 @@ use nix::unistd::Pid;
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::mpsc;
 
 /// How many descriptors the launcher keeps for one process.
@@ -141,7 +140,8 @@ impl Launcher {
 
     async fn serve(mut self) -> anyhow::Result<()> {
         let (sender, mut happened) = mpsc::unbounded_channel();
-        tokio::spawn(read_lines(sender.clone()));
+        let input = sender.clone();
+        std::thread::spawn(move || read_lines(&input));
         loop {
             tokio::select! {
                 next = happened.recv() => match next {
@@ -330,9 +330,8 @@ fn set_flags(descriptors: &[OwnedFd], flags: FdFlags) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn read_lines(sender: mpsc::UnboundedSender<Happened>) {
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+fn read_lines(sender: &mpsc::UnboundedSender<Happened>) {
+    for line in std::io::stdin().lines().map_while(Result::ok) {
         if sender.send(Happened::Line(line)).is_err() {
             return;
         }

@@ -8,7 +8,7 @@
     reason = "fixtures are for tests, where an error with its cause is all that is needed"
 )]
 
-mod logins;
+pub mod logins;
 mod openbao;
 pub mod postgres;
 mod process;

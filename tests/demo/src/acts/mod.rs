@@ -1,0 +1,5 @@
+//! What is shown, one act a module.
+
+pub mod chaos;
+pub mod rotation;
+pub mod unusable;

@@ -1,0 +1,83 @@
+//! Act 1: a rotation, and the slow holder that keeps the old version alive until a person restarts it.
+
+use lifecycle::Version;
+use protocol::api::{CredentialDetail, VersionPhase};
+
+use crate::control::CREDENTIAL;
+use crate::host::{CAST, Cast};
+use crate::scene::{STEP, Scene, phase};
+use crate::terminal::Tone;
+
+/// The application that keeps its value until a person restarts it.
+pub fn by_hand() -> Cast {
+    CAST[3]
+}
+
+/// Rotates once and sees the old version die.
+pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
+    scene.terminal.say(Tone::Heading, "act 1: a rotation");
+    scene.protected.start_act()?;
+    let old = scene.login_on(0)?;
+    let (before, after) = begin(scene)?;
+    let holder = by_hand();
+    let slow = holder.name;
+    scene.narrator.until(
+        &scene.control,
+        &format!("only {slow} keeps version {before} alive"),
+        STEP,
+        |detail| {
+            phase(detail, before) == Some(VersionPhase::Superseded) || adopted_but(detail, after, holder.host)
+        },
+    )?;
+    let named = wait_until_named(scene, slow)?;
+    scene.promise(named, format!("{slow} is named as the one that keeps version {before} alive"));
+    let alive = scene.protected.try_login(&old)? == crate::protected::Verdict::Accepted;
+    scene.promise(alive, format!("version {before} still works while {slow} has it"));
+    scene.restart_by_hand(&holder)?;
+    scene.until_retired(before)?;
+    scene.must_be_refused(&old, &format!("version {before}"))?;
+    scene.tell_logins()
+}
+
+/// Asks for a rotation; the versions before and after.
+pub fn begin(scene: &mut Scene) -> anyhow::Result<(Version, Version)> {
+    let detail = scene.control.credential(CREDENTIAL)?;
+    let before = detail.summary.current.ok_or_else(|| anyhow::anyhow!("no version is active"))?;
+    scene.control.esoctl(&["credential", "rotate", CREDENTIAL])?;
+    let detail = scene.narrator.until(&scene.control, "a new version is minted", STEP, |detail| {
+        detail.versions.iter().any(|known| known.version > before)
+    })?;
+    let after = detail.versions.iter().map(|known| known.version).max().unwrap_or(before);
+    Ok((before, after))
+}
+
+/// Whether every target but one adopted the version.
+fn adopted_but(detail: &CredentialDetail, version: Version, host: usize) -> bool {
+    let Some(known) = detail.versions.iter().find(|known| known.version == version) else { return false };
+    let adopted = |name: &str| {
+        known
+            .deliveries
+            .iter()
+            .any(|delivery| delivery.name == name && delivery.phase == protocol::api::DeliveryPhase::Adopted)
+    };
+    crate::host::HOSTS.iter().enumerate().filter(|(place, _)| *place != host).all(|(_, name)| adopted(name))
+}
+
+fn wait_until_named(scene: &mut Scene, consumer: &str) -> anyhow::Result<bool> {
+    let mut named = false;
+    let control = &scene.control;
+    scene.narrator.until(control, &format!("{consumer} is named as a holder"), STEP, |_| {
+        let pending = control.pending().unwrap_or_default();
+        named = pending.iter().any(|pending| {
+            pending.holders.iter().any(|holder| {
+                holder.consumer.as_ref().is_some_and(|name| name.as_str() == consumer)
+                    || holder.description.contains(consumer)
+            }) || pending.why.blockers.iter().any(|blocker| {
+                blocker.who.contains(consumer)
+                    || blocker.detail.as_ref().is_some_and(|detail| detail.contains(consumer))
+            })
+        });
+        named
+    })?;
+    Ok(named)
+}
