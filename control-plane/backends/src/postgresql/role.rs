@@ -237,6 +237,15 @@ impl Minter {
     pub(super) async fn drop_role(&self, role: &Role) -> Result<(), Failure> {
         match self.link.client.batch_execute(&format!("DROP ROLE IF EXISTS {}", role.name)).await {
             Ok(()) => Ok(()),
+            Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => {
+                // Names of objects only; and what others gave, only they or an administrator can take back.
+                let left = error.as_db_error().and_then(|said| said.detail()).unwrap_or_default();
+                let left = left.lines().take(20).collect::<Vec<_>>().join("; ");
+                Err(Failure::refused(format!(
+                    "failed to drop {}, though nobody can log in with it any more: others gave it something that we cannot take back ({left}); run as an administrator in each database that is named: DROP OWNED BY {};",
+                    role.name, role.name
+                )))
+            }
             Err(error) => Err(failure(&error).during(&format!("drop {}", role.name))),
         }
     }
