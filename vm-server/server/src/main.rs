@@ -1,5 +1,6 @@
 //! `eso-vm-server`: reads its configuration, gives up what it does not need, and runs.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use host_policy::{Daemon, HostPolicy};
 use protocol::report::Means;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args_os()) {
@@ -38,12 +42,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         return Ok(());
     }
-    let level = std::env::var("ESO_LOG").ok().and_then(|level| level.parse().ok());
-    tracing_subscriber::fmt()
-        .with_max_level(level.unwrap_or(tracing::Level::INFO))
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    start_log();
     transport::install_provider();
     let means = give_up(arguments, &daemon)?;
     // One thread: there is little to do, and each thread costs memory.
@@ -52,6 +51,20 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(serve(&daemon, means))
+}
+
+/// To standard error, which a supervisor keeps. `ESO_LOG=debug` says more, of our own parts only.
+fn start_log() {
+    let level = std::env::var("ESO_LOG").ok().and_then(|level| level.parse().ok());
+    let level = level.unwrap_or(LevelFilter::INFO);
+    let ours = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_targets([("eso_vm_server", level), ("transport", level)]);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    tracing_subscriber::registry().with(lines).with(ours).init();
 }
 
 /// Landlock permits what exists, so the directories are made first. Threads inherit what this one gave up.

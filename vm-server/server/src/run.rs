@@ -145,6 +145,7 @@ fn take(
         tls.replace_clients(Clients::Optional(next.trust().clone()))?;
     }
     control_plane.send_replace(calls(next, about)?);
+    tracing::info!(host = %next.host(), "the new certificate is in use");
     Ok(())
 }
 
