@@ -41,6 +41,9 @@ pub struct Look {
     pub restarts: u32,
     /// The last life, also when it has ended: a oneshot that ran to its end has one.
     pub last_life: Option<LifeId>,
+    /// When the present life of a unit began, in milliseconds of the monotonic clock since boot. Of a process its
+    /// start time says it.
+    pub began_ms: Option<u64>,
 }
 
 /// How a consumer is doing.

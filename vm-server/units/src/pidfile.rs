@@ -85,13 +85,21 @@ pub(crate) fn id_of(process: &Process) -> LifeId {
 
 pub(crate) fn look(consumer: &Consumer, life: &PidFileLife) -> Result<Look, UnitError> {
     Ok(match find(consumer, life)? {
-        None => Look { life: None, health: Health::Idle, main_pid: 0, restarts: 0, last_life: None },
+        None => Look {
+            life: None,
+            health: Health::Idle,
+            main_pid: 0,
+            restarts: 0,
+            last_life: None,
+            began_ms: None,
+        },
         Some(process) => Look {
             life: Some(id_of(&process)),
             health: Health::Running,
             main_pid: process.pid,
             restarts: 0,
             last_life: Some(id_of(&process)),
+            began_ms: None,
         },
     })
 }

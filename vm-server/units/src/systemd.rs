@@ -4,6 +4,7 @@
 //! Signals count only from whoever owns systemd's name on the bus, since any peer may send one that looks alike.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -208,19 +209,17 @@ impl Systemd {
         loop {
             tokio::select! {
                 biased;
-                signal = signals.next() => match signal {
-                    Some(signal) => {
-                        if let Some((ended, result)) = job_removed(signal, owner)
-                            && ended == *job
-                        {
-                            return Ok(JobEnd::of(result));
-                        }
-                    }
-                    None => {
+                signal = signals.next() => {
+                    let Some(signal) = signal else {
                         self.drop_connection().await;
                         return Err(UnitError::Lost("the connection ended while a job ran".into()));
+                    };
+                    if let Some((ended, result)) = job_removed(signal, owner)
+                        && ended == *job
+                    {
+                        return Ok(JobEnd::of(result));
                     }
-                },
+                }
                 _ = look.tick() => {
                     let call = (job.as_str(), PROPERTIES, "Get");
                     let body = ("org.freedesktop.systemd1.Job", "State");
@@ -346,7 +345,7 @@ async fn owner_of_systemd(connection: &Connection) -> zbus::Result<Option<String
 fn job_removed(signal: zbus::Result<Message>, owner: Option<&str>) -> Option<(OwnedObjectPath, String)> {
     let signal = signal.ok()?;
     let header = signal.header();
-    if owner.is_some() && header.sender().map(|sender| sender.as_str()) != owner {
+    if owner.is_some() && header.sender().map(zbus::names::UniqueName::as_str) != owner {
         return None;
     }
     let body = signal.body();
@@ -411,7 +410,12 @@ fn texts(properties: &Properties, key: &str) -> Vec<String> {
 fn invocation(general: &Properties) -> Option<LifeId> {
     let value = general.get("InvocationID").and_then(|value| value.try_clone().ok())?;
     let bytes = Vec::<u8>::try_from(value).ok().filter(|bytes| !bytes.is_empty())?;
-    Some(LifeId::Invocation(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    Some(LifeId::Invocation(text))
 }
 
 fn look_of(general: &Properties, service: &Properties) -> Look {
@@ -438,6 +442,8 @@ fn look_of(general: &Properties, service: &Properties) -> Look {
         main_pid: i32::try_from(main_pid).unwrap_or_default(),
         restarts: number(service, "NRestarts"),
         last_life,
+        began_ms: Some(number::<u64>(general, "InactiveExitTimestampMonotonic") / 1000)
+            .filter(|began| *began > 0),
     }
 }
 

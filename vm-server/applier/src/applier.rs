@@ -1,0 +1,454 @@
+//! The one thread that owns everything: it takes one input after another, and time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
+
+use host_policy::HostPolicy;
+use lifecycle::host::{Answer, HostEvent};
+use lifecycle::{Evidence, SetName};
+use protocol::order::OrderIdentity;
+use protocol::report::Means;
+use protocol::reported::{Reply, Statement};
+use protocol::{Frame, TrustAnchor};
+
+use crate::clock;
+use crate::input::Input;
+use crate::journal::JournalError;
+use crate::keep::{Identity, Keeper};
+use crate::record::{HostRecord, Record, RecordRef, SetRecord};
+use crate::reporting::Sent;
+use crate::set::Set;
+use crate::tools::Tools;
+use crate::watch::Watch;
+use crate::witness::{View, declared_life};
+
+/// How often consumers and holders are looked at while a version could be held that is not the current one.
+const LOOK_BUSY: Duration = Duration::from_millis(200);
+/// How long directories are left alone after a change, so that a change of many files is taken as one.
+const QUIET: Duration = Duration::from_millis(60);
+/// How often a seal may ask for another look in a row.
+const LOOKS_MAX: usize = 4;
+
+/// Everything of one host.
+pub(crate) struct Applier {
+    pub(crate) tools: Tools,
+    pub(crate) identity: Identity,
+    pub(crate) keeper: Keeper,
+    pub(crate) anchor: TrustAnchor,
+    pub(crate) host: HostRecord,
+    pub(crate) policy: HostPolicy,
+    pub(crate) sets: BTreeMap<SetName, Set>,
+    /// Orders that were accepted lately.
+    pub(crate) accepted: VecDeque<OrderIdentity>,
+    pub(crate) next_sequence: u64,
+    pub(crate) sent: Option<Sent>,
+    /// Where reports go while the network half is connected.
+    pub(crate) reports: Option<tokio::sync::mpsc::UnboundedSender<Frame>>,
+    pub(crate) network_means: Vec<Means>,
+    config: PathBuf,
+    watch: Watch,
+    looked: Instant,
+    refreshed: BTreeMap<SetName, Instant>,
+    policy_due: Option<Instant>,
+    places_due: Option<Instant>,
+}
+
+/// What the applier begins with.
+pub(crate) struct Beginning {
+    pub(crate) tools: Tools,
+    pub(crate) identity: Identity,
+    pub(crate) keeper: Keeper,
+    pub(crate) anchor: TrustAnchor,
+    pub(crate) policy: HostPolicy,
+    pub(crate) config: PathBuf,
+    pub(crate) records: Vec<Vec<u8>>,
+    pub(crate) watch: Watch,
+}
+
+impl Applier {
+    /// Reads the journal's records, makes again what a boot has taken, and tells every machine.
+    pub(crate) fn begin(beginning: Beginning) -> Result<Self, JournalError> {
+        let Beginning { tools, identity, keeper, anchor, policy, config, records, watch } = beginning;
+        let (host, sets) = replay(&records);
+        let mut applier = Self {
+            next_sequence: host.reports_below.max(1),
+            tools,
+            identity,
+            keeper,
+            anchor,
+            host,
+            policy,
+            sets,
+            accepted: VecDeque::new(),
+            sent: None,
+            reports: None,
+            network_means: Vec::new(),
+            config,
+            watch,
+            looked: Instant::now(),
+            refreshed: BTreeMap::new(),
+            policy_due: None,
+            places_due: None,
+        };
+        applier.start_sets()?;
+        Ok(applier)
+    }
+
+    fn start_sets(&mut self) -> Result<(), JournalError> {
+        let boot_id = self.tools.witness.boot_id.clone();
+        let rebooted = self.host.boot_id != boot_id && !self.host.boot_id.is_empty();
+        self.sets.retain(|_, set| !set.is_empty());
+        for name in self.policy.sets.keys() {
+            if !self.sets.contains_key(name) {
+                self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
+            }
+        }
+        for (name, set) in &mut self.sets {
+            set.policy = self.policy.set(name).cloned();
+            set.start(&mut self.tools, rebooted)?;
+        }
+        // Only now: a crash before has to make everything again.
+        self.host.boot_id = boot_id;
+        self.keep_host()?;
+        self.tell_policy()?;
+        self.observe();
+        self.look_again();
+        Ok(())
+    }
+
+    /// Makes the host's own record durable; now and then the whole journal is written anew.
+    pub(crate) fn keep_host(&mut self) -> Result<(), JournalError> {
+        if self.tools.journal.wants_compaction() {
+            return self.compact();
+        }
+        self.tools.journal.append_result(RecordRef::Host(&self.host).to_bytes())
+    }
+
+    fn compact(&mut self) -> Result<(), JournalError> {
+        let sets = self.sets.iter().map(|(name, set)| RecordRef::Set(name, &set.record));
+        let records: Result<Vec<Vec<u8>>, std::io::Error> =
+            std::iter::once(RecordRef::Host(&self.host)).chain(sets).map(RecordRef::to_bytes).collect();
+        self.tools.journal.compact_result(records)
+    }
+
+    /// Runs until it is told to stop.
+    pub(crate) fn run(mut self, inbox: &Receiver<Input>) {
+        loop {
+            self.tick();
+            let first = inbox.recv_timeout(self.wait());
+            let mut next = match first {
+                Ok(input) => Some(input),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            while let Some(input) = next {
+                // An agreed instant is met between two inputs too.
+                self.tick();
+                if matches!(input, Input::Stop) {
+                    return;
+                }
+                self.take(input);
+                next = match inbox.try_recv() {
+                    Ok(input) => Some(input),
+                    Err(TryRecvError::Empty) => None,
+                    Err(TryRecvError::Disconnected) => return,
+                };
+            }
+            self.do_due();
+            self.send_reports();
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Push { frames, answer } => {
+                let receipts = self.take_orders(&frames);
+                if let Some(frame) = self.report(receipts) {
+                    // Whoever asked may be gone; the same is sent as a report then.
+                    let _ = answer.send(frame);
+                }
+            }
+            Input::Acknowledged { frame } => self.acknowledged(&frame),
+            Input::Connected { reports, means } => self.connected(reports, means),
+            Input::Outcome { set, event } => {
+                if let Err(error) = self.give(&set, event) {
+                    tracing::error!(%set, %error, "an outcome is not in the journal yet");
+                }
+                self.look_again();
+            }
+            Input::Said { pid, statement, reply } => {
+                // Whoever spoke may be gone.
+                let _ = reply.send(self.said(pid, &statement));
+            }
+            Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
+            Input::PlacesTouched => {
+                self.places_due.get_or_insert(Instant::now() + QUIET);
+            }
+            Input::Stirred => self.observe_and_recheck(),
+            Input::Stop => {}
+        }
+    }
+
+    /// Gives one event to one set.
+    pub(crate) fn give(&mut self, name: &SetName, event: HostEvent) -> Result<Option<Answer>, JournalError> {
+        match self.sets.get_mut(name) {
+            Some(set) => set.give(&mut self.tools, event),
+            None => Ok(None),
+        }
+    }
+
+    /// Flips what is due.
+    fn tick(&mut self) {
+        let now = clock::boot();
+        for set in self.sets.values_mut() {
+            if set.machine().next_due().is_some_and(|due| due <= now)
+                && let Err(error) = set.give(&mut self.tools, HostEvent::Tick)
+            {
+                tracing::error!(set = %set.name, %error, "a flip is not in the journal yet");
+            }
+        }
+        if self.tools.recheck {
+            self.look_again();
+        }
+    }
+
+    /// How long nothing has to be done unless something comes in.
+    fn wait(&self) -> Duration {
+        let now = Instant::now();
+        let boot = clock::boot();
+        let flips = self.sets.values().filter_map(|set| set.machine().next_due());
+        let flips = flips.map(|due| Duration::from_millis(due.since(boot).0));
+        let others = [self.policy_due, self.places_due, self.report_due(), self.look_due()];
+        let others = others.into_iter().flatten().chain(self.refresh_due());
+        let others = others.map(|due| due.saturating_duration_since(now));
+        flips.chain(others).min().unwrap_or(Duration::from_secs(60))
+    }
+
+    fn look_due(&self) -> Option<Instant> {
+        let busy = self
+            .sets
+            .values()
+            .any(|set| set.has_old_versions() || set.unkept || set.machine().has_open_flip());
+        busy.then(|| self.looked + LOOK_BUSY)
+    }
+
+    fn refresh_due(&self) -> Option<Instant> {
+        let due = self.sets.iter().filter_map(|(name, set)| {
+            let every = Duration::from_millis(set.policy.as_ref()?.refresh_ms);
+            Some(self.refreshed.get(name).map_or_else(Instant::now, |at| *at + every))
+        });
+        due.min()
+    }
+
+    fn do_due(&mut self) {
+        let now = Instant::now();
+        if self.policy_due.is_some_and(|due| due <= now) {
+            self.policy_due = None;
+            self.reload_policy();
+        }
+        let touched = self.places_due.is_some_and(|due| due <= now);
+        if touched {
+            self.places_due = None;
+        }
+        let names: Vec<SetName> = self.sets.keys().cloned().collect();
+        for name in names {
+            let Some(set) = self.sets.get_mut(&name) else { continue };
+            let Some(every) = set.policy.as_ref().map(|policy| Duration::from_millis(policy.refresh_ms))
+            else {
+                continue;
+            };
+            let due = self.refreshed.get(&name).is_none_or(|at| now.duration_since(*at) >= every);
+            if touched || due {
+                set.put_places_right(&mut self.tools);
+                self.refreshed.insert(name, now);
+            }
+        }
+        if self.look_due().is_some_and(|due| due <= now) {
+            self.observe_and_recheck();
+        }
+    }
+
+    fn observe_and_recheck(&mut self) {
+        let changed = self.tools.changed;
+        self.tools.changed = false;
+        self.observe();
+        let news = std::mem::replace(&mut self.tools.changed, changed) || self.tools.recheck;
+        self.tools.changed |= news;
+        self.recheck(news);
+        self.look_again();
+    }
+
+    /// Tries again what was not possible before.
+    fn recheck(&mut self, news: bool) {
+        for set in self.sets.values_mut() {
+            let open =
+                set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.unkept;
+            if open && let Err(error) = set.give(&mut self.tools, HostEvent::Recheck) {
+                tracing::error!(set = %set.name, %error, "not in the journal yet");
+            }
+        }
+    }
+
+    /// Looks again as long as somebody asks for it.
+    pub(crate) fn look_again(&mut self) {
+        for _ in 0..LOOKS_MAX {
+            if !std::mem::take(&mut self.tools.recheck) {
+                return;
+            }
+            self.observe();
+            self.recheck(true);
+        }
+    }
+
+    /// Looks at readers, processes and consumers, and brings every set's evidence up to date.
+    pub(crate) fn observe(&mut self) {
+        self.looked = Instant::now();
+        let (look, table) = self.tools.witness.look();
+        self.tools.view = View { table, ..View::default() };
+        let looks = self.look_at_consumers();
+        for set in self.sets.values_mut() {
+            let rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+            let scene = self.tools.view.scene(&rules);
+            let evidence = &mut set.record.evidence;
+            let mut changed = evidence.observe(&look, &scene);
+            for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
+                let Some(seen) = looks.get(&(set.name.clone(), consumer.name.clone())) else { continue };
+                let unit = consumer.unit().map(host_policy::UnitName::as_str);
+                changed |= evidence.declare(&consumer.name, &declared_life(seen, unit, scene.table), &scene);
+            }
+            changed |= evidence.refresh(&scene);
+            if let (Evidence::Kernel, Some(current)) = (evidence.kind(), set.record.machine.current()) {
+                for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
+                    if evidence.was_read_by(&consumer.name, current, &scene) {
+                        self.tools.tasks.saw((set.name.clone(), consumer.name.clone()), current);
+                    }
+                }
+            }
+            if changed {
+                self.tools.changed = true;
+                // What cannot be kept now is kept with the next event.
+                let _ = set.keep(&mut self.tools);
+            }
+        }
+    }
+
+    /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them.
+    fn look_at_consumers(
+        &mut self,
+    ) -> BTreeMap<crate::consumers::Who, Result<units::Look, units::UnitError>> {
+        let supervisor = self.tools.tasks.supervisor().clone();
+        let runtime = self.tools.tasks.runtime().clone();
+        let mut looks = BTreeMap::new();
+        for set in self.sets.values().filter(|set| !set.machine().known().is_empty()) {
+            for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
+                let look = runtime.block_on(supervisor.look(consumer));
+                if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
+                    let invocation = look.life.as_ref().map(ToString::to_string);
+                    let life = holders::UnitLife { invocation, began: look.began_ms.map(lifecycle::Millis) };
+                    self.tools.view.units.insert(unit.as_str().to_owned(), life);
+                }
+                looks.insert((set.name.clone(), consumer.name.clone()), look);
+            }
+        }
+        looks
+    }
+
+    /// An application speaks for itself. It is known by the kernel's word on who is at the other end.
+    fn said(&mut self, pid: i32, statement: &Statement) -> Reply {
+        let refused = |code: &str, message: String| Reply::Refused { code: code.to_owned(), message };
+        self.observe();
+        let Some(peer) = self.tools.witness.proc.process(pid) else {
+            return refused("unknown_process", "the process that speaks cannot be looked at".to_owned());
+        };
+        let Some(set) = self.sets.get_mut(&statement.set) else {
+            return refused("no_such_set", format!("this host has no set {}", statement.set));
+        };
+        let rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+        let scene = self.tools.view.scene(&rules);
+        let mut why =
+            refused("not_a_consumer", "the host's policy names no such consumer of this set".to_owned());
+        let mut believed = None;
+        for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
+            let word =
+                set.record.evidence.word(&consumer.name, &peer, statement.on, &statement.dropped, &scene);
+            match word {
+                Ok(()) => believed = Some(consumer.name.clone()),
+                Err(error @ holders::Disbelieved::NotTrusted(_)) => {
+                    why = refused("not_trusted", error.to_string())
+                }
+                Err(_) => {}
+            }
+        }
+        let Some(consumer) = believed else { return why };
+        if let Err(error) = set.keep(&mut self.tools) {
+            return refused("not_kept", error.to_string());
+        }
+        self.tools.changed = true;
+        self.tools.tasks.saw((statement.set.clone(), consumer), statement.on);
+        self.recheck(true);
+        self.look_again();
+        Reply::Noted {}
+    }
+
+    /// The policy is taken whole or not at all.
+    fn reload_policy(&mut self) {
+        match HostPolicy::load(&self.config) {
+            Ok(policy) => {
+                self.tools.unnotice("policy_refused", "policy");
+                if policy == self.policy {
+                    return;
+                }
+                if policy.daemon != self.policy.daemon {
+                    let message = "[daemon] changed: restart eso-vm-applier for that part";
+                    self.tools.notice("daemon_changed", "policy", message);
+                }
+                tracing::info!("the policy changed");
+                self.policy = policy;
+                if let Err(error) = self.tell_policy() {
+                    self.tools.notice("journal", "policy", error.to_string());
+                }
+            }
+            Err(error) => {
+                let message = format!("{error}; the policy before stays in force");
+                self.tools.notice("policy_refused", "policy", message);
+            }
+        }
+    }
+
+    fn tell_policy(&mut self) -> Result<(), JournalError> {
+        for name in self.policy.sets.keys() {
+            if !self.sets.contains_key(name) {
+                self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
+            }
+        }
+        for (name, set) in &mut self.sets {
+            set.policy(&mut self.tools, self.policy.set(name).cloned())?;
+        }
+        let places = self.policy.sets.values().flat_map(|set| &set.places);
+        let mut directories: Vec<&Path> = places.map(host_policy::Place::directory).collect();
+        let sets: Vec<PathBuf> =
+            self.policy.sets.keys().map(|name| self.tools.daemon.sets_dir().join(name.as_str())).collect();
+        directories.extend(sets.iter().map(PathBuf::as_path));
+        self.watch.follow(&self.config, directories);
+        Ok(())
+    }
+}
+
+/// The newest record of each name.
+fn replay(records: &[Vec<u8>]) -> (HostRecord, BTreeMap<SetName, Set>) {
+    let mut host = HostRecord::default();
+    let mut sets: BTreeMap<SetName, SetRecord> = BTreeMap::new();
+    for bytes in records {
+        match Record::from_bytes(bytes) {
+            Ok(Record::Host(record)) => host = record,
+            Ok(Record::Set(name, record)) => {
+                sets.insert(name, *record);
+            }
+            Err(error) => tracing::error!(%error, "a record of the journal is not understood"),
+        }
+    }
+    let sets = sets.into_iter().map(|(name, record)| (name.clone(), Set::new(name, record)));
+    (host, sets.collect())
+}

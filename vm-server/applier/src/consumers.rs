@@ -1,0 +1,306 @@
+//! Looks at consumers, makes them take up versions and watches them settle: tasks that may take their time.
+//!
+//! At most one task runs for a consumer of a set. Each ends with an event for the host machine, named after the turn
+//! it was for, so one that comes too late changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use host_policy::{Adopt, Consumer};
+use lifecycle::host::{HostEffect, HostEvent, Life, Turn};
+use lifecycle::{ConsumerName, SetName, Version};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+use units::{Adopted, Direction, Health, LifeId, Look, Settled, Supervisor, UnitError};
+
+use crate::input::Input;
+
+/// How often a consumer is looked at while its next life is awaited.
+const AWAIT_LOOK_MS: u64 = 250;
+/// How long a failed question to the supervisor waits before it is asked again.
+const RETRY_MS: u64 = 1_000;
+/// How long a consumer that is between two states is waited for before it counts as it looks.
+const CHANGING_LOOKS: u32 = 50;
+
+/// Names a consumer of one set.
+pub(crate) type Who = (SetName, ConsumerName);
+
+/// For each consumer the newest version that it was seen, or has said, to be on.
+pub(crate) type SeenOn = BTreeMap<Who, Version>;
+
+/// The tasks of all consumers.
+pub(crate) struct Tasks {
+    runtime: tokio::runtime::Handle,
+    supervisor: Arc<Supervisor>,
+    inbox: Sender<Input>,
+    slots: BTreeMap<Who, Slot>,
+    awaits: BTreeMap<Who, (Option<Life>, AbortHandle)>,
+    seen_on: watch::Sender<SeenOn>,
+}
+
+struct Slot {
+    effect: HostEffect,
+    abort: AbortHandle,
+    /// Held while the supervisor is asked to change something, so that a later task waits for its end.
+    turnstile: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What a task needs to know of its consumer.
+#[derive(Clone)]
+struct Errand {
+    supervisor: Arc<Supervisor>,
+    consumer: Consumer,
+    /// Whether it will be seen, or will say, that it is on a version: then `reload` alone proves nothing.
+    shows_itself: bool,
+    seen_on: watch::Receiver<SeenOn>,
+    who: Who,
+}
+
+impl Tasks {
+    pub(crate) fn new(
+        runtime: tokio::runtime::Handle,
+        supervisor: Arc<Supervisor>,
+        inbox: Sender<Input>,
+    ) -> Self {
+        let seen_on = watch::Sender::new(SeenOn::new());
+        Self { runtime, supervisor, inbox, slots: BTreeMap::new(), awaits: BTreeMap::new(), seen_on }
+    }
+
+    pub(crate) const fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    pub(crate) const fn supervisor(&self) -> &Arc<Supervisor> {
+        &self.supervisor
+    }
+
+    /// A consumer was seen, or has said, to be on this version.
+    pub(crate) fn saw(&self, who: Who, version: Version) {
+        self.seen_on.send_if_modified(|seen| seen.insert(who, version) != Some(version));
+    }
+
+    /// Begins what the effect asks for, unless it is under way.
+    pub(crate) fn begin(
+        &mut self,
+        set: &SetName,
+        consumer: Consumer,
+        shows_itself: bool,
+        effect: HostEffect,
+    ) {
+        let who = (set.clone(), consumer.name.clone());
+        let mut turnstile = Arc::default();
+        if let Some(slot) = self.slots.get(&who) {
+            if slot.effect == effect && !slot.abort.is_finished() {
+                return;
+            }
+            // Looking and settling change nothing and may be given up; what asks the supervisor holds the turnstile.
+            if !matches!(slot.effect, HostEffect::Adopt { .. }) {
+                slot.abort.abort();
+            }
+            turnstile = Arc::clone(&slot.turnstile);
+        }
+        let errand = Errand {
+            supervisor: Arc::clone(&self.supervisor),
+            consumer,
+            shows_itself,
+            seen_on: self.seen_on.subscribe(),
+            who: who.clone(),
+        };
+        let (inbox, set, asked, gate) =
+            (self.inbox.clone(), set.clone(), effect.clone(), Arc::clone(&turnstile));
+        let task = self.runtime.spawn(async move {
+            let held = gate.lock().await;
+            let outcome = errand.run(asked).await;
+            drop(held);
+            if let Some(event) = outcome {
+                // The other end is gone only when the applier ends.
+                let _ = inbox.send(Input::Outcome { set, event });
+            }
+        });
+        self.slots.insert(who, Slot { effect, abort: task.abort_handle(), turnstile });
+    }
+
+    /// Waits for the next life of these consumers of a set, and for no others.
+    pub(crate) fn await_lives(&mut self, set: &SetName, awaited: Vec<(Consumer, Option<Life>)>) {
+        let wanted: BTreeMap<ConsumerName, Option<Life>> =
+            awaited.iter().map(|(consumer, was)| (consumer.name.clone(), was.clone())).collect();
+        self.awaits.retain(|(of, name), (was, abort)| {
+            let keep = of != set || (wanted.get(name) == Some(was) && !abort.is_finished());
+            if !keep {
+                abort.abort();
+            }
+            keep
+        });
+        for (consumer, was) in awaited {
+            let who = (set.clone(), consumer.name.clone());
+            if self.awaits.contains_key(&who) {
+                continue;
+            }
+            let (supervisor, inbox, set) = (Arc::clone(&self.supervisor), self.inbox.clone(), set.clone());
+            let before = was.clone();
+            let task = self.runtime.spawn(async move {
+                let life = next_life(&supervisor, &consumer, before.as_ref()).await;
+                let event = HostEvent::Appeared { consumer: consumer.name, life };
+                let _ = inbox.send(Input::Outcome { set, event });
+            });
+            self.awaits.insert(who, (was, task.abort_handle()));
+        }
+    }
+}
+
+/// The next life of a consumer: one that is not `was`, or any if it did not run.
+async fn next_life(supervisor: &Supervisor, consumer: &Consumer, was: Option<&Life>) -> Life {
+    // Of a oneshot that begins and ends between two looks only the last life tells.
+    let ended_before = supervisor.look(consumer).await.ok().and_then(|look| look.last_life);
+    loop {
+        if let Ok(look) = supervisor.look(consumer).await {
+            let ended = look.last_life.filter(|last| Some(last) != ended_before.as_ref());
+            if let Some(life) = look.life.or(ended).map(|id| life_of(&id)).filter(|life| Some(life) != was) {
+                return life;
+            }
+        }
+        sleep(Duration::from_millis(AWAIT_LOOK_MS)).await;
+    }
+}
+
+impl Errand {
+    async fn run(self, effect: HostEffect) -> Option<HostEvent> {
+        match effect {
+            HostEffect::Look { turn, .. } => Some(self.look(turn).await),
+            HostEffect::Adopt { turn, was, revive, .. } => Some(self.adopt(turn, was, revive).await),
+            HostEffect::Settle { turn, life, .. } => Some(self.settle(turn, life).await),
+            _ => None,
+        }
+    }
+
+    async fn look(self, turn: Turn) -> HostEvent {
+        let mut look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
+        for _ in 0..CHANGING_LOOKS {
+            if !matches!(look, Ok(Look { health: Health::Changing, .. })) {
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+            look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
+        }
+        let (life, running) = match look {
+            Ok(look) => (look.life, matches!(look.health, Health::Running | Health::Finished)),
+            // Gone from the host, or a pid file that names somebody else: it does not run.
+            Err(_) => (None, false),
+        };
+        let healthy = running && self.passes_probe().await;
+        self.looked(turn, life.as_ref(), healthy)
+    }
+
+    async fn passes_probe(&self) -> bool {
+        match &self.consumer.probe {
+            Some(probe) => matches!(self.supervisor.probe(probe).await, Ok(Ok(()))),
+            None => true,
+        }
+    }
+
+    fn looked(&self, turn: Turn, life: Option<&LifeId>, healthy: bool) -> HostEvent {
+        let consumer = self.consumer.name.clone();
+        HostEvent::Looked { turn, consumer, life: life.map(life_of), healthy }
+    }
+
+    async fn adopt(mut self, turn: Turn, was: Option<Life>, revive: bool) -> HostEvent {
+        self.window_opens().await;
+        let before = was.as_ref().and_then(id_of);
+        let direction = if revive { Direction::Back } else { Direction::Forward };
+        let asked = loop {
+            match self.supervisor.adopt(&self.consumer, before.as_ref(), direction).await {
+                Ok(asked) => break asked,
+                Err(error @ UnitError::TooLong { .. }) => break Adopted::Failed(error.to_string()),
+                // Not the credential's fault: nothing is flipped back for it, it stays to be adopted.
+                Err(error) => {
+                    tracing::warn!(consumer = %self.consumer.name, %error, "failed to ask a consumer");
+                    sleep(Duration::from_millis(RETRY_MS)).await;
+                }
+            }
+        };
+        match asked {
+            Adopted::Asked(life) | Adopted::AlreadyNew(life) => {
+                if self.consumer.adopt.keeps_the_process() && before.as_ref() == Some(&life) {
+                    self.until_seen_on(turn.version).await;
+                }
+                self.took_up(turn, &life)
+            }
+            Adopted::Waiting => match before {
+                Some(life) if self.consumer.adopt == Adopt::Reopen => {
+                    self.until_seen_on(turn.version).await;
+                    self.took_up(turn, &life)
+                }
+                _ => self.looked(turn, None, false),
+            },
+            Adopted::Idle => self.looked(turn, None, false),
+            Adopted::Failed(reason) => {
+                HostEvent::Unhealthy { turn, consumer: self.consumer.name.clone(), reason }
+            }
+        }
+    }
+
+    fn took_up(&self, turn: Turn, life: &LifeId) -> HostEvent {
+        HostEvent::TookUp { turn, consumer: self.consumer.name.clone(), life: life_of(life) }
+    }
+
+    async fn window_opens(&self) {
+        let Some(window) = self.consumer.window else { return };
+        while !window.is_open(protocol::UnixMillis::now().0 / 1000) {
+            sleep(Duration::from_millis(RETRY_MS)).await;
+        }
+    }
+
+    /// A reload that does nothing is not adopted: where it can be seen, it has to be seen.
+    async fn until_seen_on(&mut self, version: Version) {
+        if self.shows_itself {
+            let who = self.who.clone();
+            // Ends when the applier does.
+            let _ = self.seen_on.wait_for(|seen| seen.get(&who) == Some(&version)).await;
+        }
+    }
+
+    async fn settle(self, turn: Turn, life: Life) -> HostEvent {
+        let consumer = self.consumer.name.clone();
+        let Some(id) = id_of(&life) else {
+            return HostEvent::Unhealthy { turn, consumer, reason: "its life cannot be told".to_owned() };
+        };
+        match self.patiently(|| self.supervisor.settle(&self.consumer, &id)).await {
+            Ok(Settled::Healthy) => HostEvent::Healthy { turn, consumer },
+            Ok(Settled::Failed(reason)) => HostEvent::Unhealthy { turn, consumer, reason },
+            Ok(Settled::Idle) => self.looked(turn, None, false),
+            Err(error) => HostEvent::Unhealthy { turn, consumer, reason: error.to_string() },
+        }
+    }
+
+    /// Asks until the supervisor answers; only what will not pass by itself is an error.
+    async fn patiently<T, F>(&self, ask: impl Fn() -> F) -> Result<T, UnitError>
+    where
+        F: Future<Output = Result<T, UnitError>>,
+    {
+        loop {
+            match ask().await {
+                Err(error) if error.is_passing() => {
+                    tracing::warn!(consumer = %self.consumer.name, %error, "failed to ask a consumer");
+                    sleep(Duration::from_millis(RETRY_MS)).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+/// A life as the host machine compares it.
+pub(crate) fn life_of(id: &LifeId) -> Life {
+    Life(id.to_string())
+}
+
+/// Back from [`life_of`].
+pub(crate) fn id_of(life: &Life) -> Option<LifeId> {
+    match life.0.split_once(':') {
+        Some((pid, start)) => Some(LifeId::Process { pid: pid.parse().ok()?, start: start.parse().ok()? }),
+        None => Some(LifeId::Invocation(life.0.clone())),
+    }
+}

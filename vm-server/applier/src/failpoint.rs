@@ -1,0 +1,28 @@
+//! Dies at a chosen step, so that tests can kill the process at every one of them.
+//!
+//! Only with the cargo feature `failpoints`, which no package contains. `ESO_FAILPOINT=k` aborts the process at the
+//! step with that number, counted from 1. `ESO_FAILPOINT_LOG=FILE` appends the name of each step, so that an unkilled
+//! run says how many there are.
+
+/// One persisted step is about to be taken.
+#[cfg(feature = "failpoints")]
+pub(crate) fn step(name: &'static str) {
+    use std::io::Write as _;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    let number = TAKEN.fetch_add(1, Ordering::SeqCst) + 1;
+    if let Some(path) = std::env::var_os("ESO_FAILPOINT_LOG") {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = log.and_then(|mut log| writeln!(log, "{name}"));
+    }
+    let chosen = std::env::var("ESO_FAILPOINT").ok().and_then(|text| text.parse::<u64>().ok());
+    if chosen == Some(number) {
+        std::process::abort();
+    }
+}
+
+/// One persisted step is about to be taken.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) const fn step(_name: &'static str) {}

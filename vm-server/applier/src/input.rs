@@ -1,0 +1,30 @@
+//! What reaches the applier's one thread.
+
+use lifecycle::SetName;
+use lifecycle::host::HostEvent;
+use protocol::Frame;
+use protocol::report::Means;
+use protocol::reported::{Reply, Statement};
+use tokio::sync::oneshot;
+
+/// One thing to deal with.
+pub(crate) enum Input {
+    /// The orders of one push, and where the signed answer goes.
+    Push { frames: Vec<Frame>, answer: oneshot::Sender<Frame> },
+    /// The control plane's answer to a report.
+    Acknowledged { frame: Frame },
+    /// The network half is connected and takes reports here.
+    Connected { reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
+    /// What came of an effect that took its time.
+    Outcome { set: SetName, event: HostEvent },
+    /// An application spoke on its socket.
+    Said { pid: i32, statement: Statement, reply: oneshot::Sender<Reply> },
+    /// The policy's directory changed.
+    PolicyTouched,
+    /// Something changed in a directory that holds places or sets.
+    PlacesTouched,
+    /// A process that was waited for has ended, or readers were seen.
+    Stirred,
+    /// End, leaving everything as it is.
+    Stop,
+}

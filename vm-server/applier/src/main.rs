@@ -1,0 +1,108 @@
+//! `eso-vm-applier`: the privileged half of a host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use eso_vm_applier::{Keeper, enroll, run};
+use host_policy::HostPolicy;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Applies what the control plane orders, as far as this host's policy allows it.
+#[derive(Parser)]
+#[command(name = "eso-vm-applier", version)]
+struct Arguments {
+    /// The policy's directory: `config.toml` and `conf.d/*.toml`.
+    #[arg(long, global = true, value_name = "DIR", default_value = "/etc/eso-vm-server")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run (the default).
+    Run,
+    /// Make this machine a host of an installation.
+    Enroll {
+        /// The file that `esoctl host enroll-token` wrote.
+        #[arg(long, value_name = "FILE")]
+        bundle: PathBuf,
+    },
+    /// Read the policy and say what is wrong with it.
+    Check,
+}
+
+fn main() -> ExitCode {
+    // A unit that was started for a probe asks and ends; it needs nothing of what follows.
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((_, words)) = words.split_first().filter(|(first, _)| *first == "probe") {
+        return match units::probe::run_as_program(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let arguments = Arguments::parse();
+    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(
+        tracing_subscriber::EnvFilter::try_from_env("ESO_LOG")
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+    );
+    format.init();
+    match carry_out(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("eso-vm-applier: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Some(Command::Enroll { bundle }) => {
+            let policy = HostPolicy::load(&arguments.config)?;
+            let enrolled = enroll::enroll(&policy.daemon, &bundle)?;
+            let again = if enrolled.again { " again" } else { "" };
+            println!("host {} enrolled{again}", enrolled.host);
+            if enrolled.keeper == Keeper::KeyFile {
+                println!("its keys lie in a file of mode 0600, since systemd-creds does not work here");
+            }
+            Ok(())
+        }
+        Some(Command::Check) => {
+            let policy = HostPolicy::load(&arguments.config)?;
+            println!("{} sets in {} files", policy.sets.len(), policy.files.len());
+            Ok(())
+        }
+        Some(Command::Run) | None => start(&arguments.config),
+    }
+}
+
+fn start(config: &std::path::Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    runtime.block_on(async {
+        let mut term = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+        let mut int = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
+        let stop = async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        };
+        let ready = || {
+            // Nobody may be listening, as in a container.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            tracing::info!("ready");
+        };
+        run(config, ready, stop).await?;
+        Ok(())
+    })
+}

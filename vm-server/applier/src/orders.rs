@@ -1,0 +1,209 @@
+//! Orders: every frame is verified here, and answered with a receipt.
+
+use lifecycle::host::{Answer, Digest, HostEvent};
+use lifecycle::{Epoch, Millis, OrderKind, SetName};
+use protocol::order::{Ask, Body, OrderError, OrderIdentity, Rekey, SetOrder, Stage, VerifiedOrder};
+use protocol::report::{Outcome, Receipt};
+use protocol::{Frame, UnixMillis, order};
+
+use crate::applier::Applier;
+use crate::keep;
+use crate::set::Set;
+
+/// How far a sender's clock may be ahead of ours for an agreed instant.
+const ARM_AHEAD_MS_MAX: u64 = 1_000;
+/// How old an `arm` may be by both clocks; beyond it, one of them is off.
+const ARM_AGE_MS_MAX: u64 = 10_000;
+/// How many accepted orders are remembered, to tell a replay from an order that was never taken.
+const REMEMBERED_MAX: usize = 256;
+
+impl Applier {
+    /// Takes the orders of one push, in their order.
+    pub(crate) fn take_orders(&mut self, frames: &[Frame]) -> Vec<Receipt> {
+        if frames.len() > 1 || frames.iter().any(|frame| self.seals(frame)) {
+            self.observe();
+        }
+        frames.iter().map(|frame| self.take_order(frame)).collect()
+    }
+
+    /// A seal wants to know who holds what right now.
+    fn seals(&self, frame: &Frame) -> bool {
+        let verified = order::verify(frame, &self.anchor, self.tools.host, UnixMillis::now());
+        verified.is_ok_and(|order| match &order.payload().body {
+            Body::Set(order) => matches!(order.order.kind, OrderKind::Seal { .. }),
+            _ => false,
+        })
+    }
+
+    fn take_order(&mut self, frame: &Frame) -> Receipt {
+        let now = UnixMillis::now();
+        let order = match order::verify(frame, &self.anchor, self.tools.host, now) {
+            Ok(order) => order,
+            Err(error) => return refused_frame(frame, &error),
+        };
+        let identity = order.identity();
+        let age = age(order.payload().sent_at, now);
+        let outcome = match &order.payload().body {
+            Body::Rekey(rekey) => self.rekey(rekey),
+            Body::Ask(ask) => self.ask(order.payload().epoch, ask),
+            Body::Set(set_order) => self.set_order(&order, set_order, age),
+        };
+        let outcome = self.tell_replay(&identity, outcome);
+        match &outcome {
+            Outcome::Accepted { again } => tracing::info!(order = ?identity, again, "order accepted"),
+            Outcome::Refused { code, message } => {
+                tracing::warn!(order = ?identity, code, message, "order refused");
+            }
+        }
+        Receipt { frame: order.frame(), order: Some(identity), outcome }
+    }
+
+    /// An order that was accepted once and comes again after a later one is a replay.
+    fn tell_replay(&mut self, identity: &OrderIdentity, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Refused { code, message }
+                if code == "older_generation" && self.accepted.contains(identity) =>
+            {
+                Outcome::Refused { code: "replay".to_owned(), message: format!("accepted before; {message}") }
+            }
+            Outcome::Accepted { again: false } => {
+                if self.accepted.len() == REMEMBERED_MAX {
+                    self.accepted.pop_front();
+                }
+                self.accepted.push_back(identity.clone());
+                outcome
+            }
+            other => other,
+        }
+    }
+
+    fn rekey(&mut self, rekey: &Rekey) -> Outcome {
+        let anchor = self.anchor.rekeyed(rekey);
+        match keep::store_anchor(&self.tools.daemon.applier_state(), &anchor) {
+            Ok(()) => {
+                self.anchor = anchor;
+                self.tools.changed = true;
+                Outcome::Accepted { again: false }
+            }
+            Err(error) => refused("not_kept", error.to_string()),
+        }
+    }
+
+    fn ask(&mut self, epoch: Epoch, ask: &Ask) -> Outcome {
+        if let Err(outcome) = self.obey(epoch) {
+            return outcome;
+        }
+        for name in ask.questions.keys() {
+            if let Err(outcome) = self.know(name) {
+                return outcome;
+            }
+        }
+        let names: Vec<SetName> = self.sets.keys().cloned().collect();
+        for name in names {
+            let question = ask.questions.get(&name).copied().unwrap_or(0);
+            let answered = self.give(&name, HostEvent::Asked { epoch, question });
+            if let Err(error) = answered {
+                return refused("not_kept", error.to_string());
+            }
+        }
+        self.observe();
+        Outcome::Accepted { again: false }
+    }
+
+    /// Obeys a newer epoch for all sets; refuses an older one and a stranger.
+    fn obey(&mut self, epoch: Epoch) -> Result<(), Outcome> {
+        match self.host.epoch {
+            Some(mine) if mine == epoch => Ok(()),
+            Some(mine) if mine.counter > epoch.counter => {
+                Err(refused("old_epoch", format!("epoch {} has ended", epoch.counter)))
+            }
+            Some(mine) if mine.counter == epoch.counter => {
+                Err(refused("stranger_epoch", "this epoch belongs to another life of the store"))
+            }
+            _ => {
+                let before = self.host.epoch.replace(epoch);
+                self.keep_host().map_err(|error| {
+                    self.host.epoch = before;
+                    refused("not_kept", error.to_string())
+                })
+            }
+        }
+    }
+
+    /// Makes room for a set that may be new here.
+    fn know(&mut self, name: &SetName) -> Result<(), Outcome> {
+        if !self.sets.contains_key(name) {
+            if self.sets.len() >= protocol::limit::SETS_PER_HOST_MAX {
+                return Err(refused("over_limit", "this host knows too many sets"));
+            }
+            let set = Set::fresh(name.clone(), &self.tools);
+            self.sets.insert(name.clone(), set);
+        }
+        Ok(())
+    }
+
+    fn set_order(&mut self, verified: &VerifiedOrder, set_order: &SetOrder, age: Option<Millis>) -> Outcome {
+        let SetOrder { set: name, order, stage } = set_order;
+        let in_policy = self.policy.set(name).is_some();
+        if !in_policy && !self.sets.contains_key(name) && !matches!(order.kind, OrderKind::Seal { .. }) {
+            return refused("not_in_policy", "this host's policy has no such set");
+        }
+        if let Err(outcome) = self.obey(order.epoch).and_then(|()| self.know(name)) {
+            return outcome;
+        }
+        let files = match stage.as_ref().map(|_| verified.open_stage(&self.identity.opening_key)) {
+            None => None,
+            Some(Ok(files)) => Some(files),
+            Some(Err(error)) => return refused(error.code(), error.to_string()),
+        };
+        let Some(set) = self.sets.get_mut(name) else { return refused("not_in_policy", "no such set") };
+        let version = order.kind.version();
+        let before = set.machine().clone();
+        set.incoming = files.map(|files| (version, files));
+        let digest = stage.as_ref().map(digest_of);
+        let given = set.give(&mut self.tools, HostEvent::Order { order: order.clone(), digest, age });
+        set.incoming = None;
+        let failed = set.machine().report().refused.filter(|refused| {
+            before.report().refused.as_ref() != Some(refused) && refused.version == version
+        });
+        let again = *set.machine() == before;
+        let outcome = match given {
+            Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
+            Ok(_) => match failed {
+                Some(failed) => refused(&failed.code, failed.message),
+                None => Outcome::Accepted { again },
+            },
+            Err(error) => refused("not_kept", error.to_string()),
+        };
+        self.look_again();
+        outcome
+    }
+}
+
+fn refused(code: &str, message: impl Into<String>) -> Outcome {
+    let message = protocol::report::sentence(&message.into());
+    Outcome::Refused { code: code.to_owned(), message }
+}
+
+fn refused_frame(frame: &Frame, error: &OrderError) -> Receipt {
+    tracing::warn!(code = error.code(), %error, "order refused");
+    Receipt { frame: frame.digest(), order: None, outcome: refused(error.code(), error.to_string()) }
+}
+
+/// How long ago it was sent; none when the two clocks cannot agree on an instant.
+fn age(sent_at: UnixMillis, now: UnixMillis) -> Option<Millis> {
+    let (ahead_ms, age_ms) = (sent_at.ms_since(now), now.ms_since(sent_at));
+    (ahead_ms <= ARM_AHEAD_MS_MAX && age_ms <= ARM_AGE_MS_MAX).then_some(Millis(age_ms))
+}
+
+/// One digest of all keyed digests of a version's files.
+fn digest_of(stage: &Stage) -> Digest {
+    let mut all = String::new();
+    for (name, digest) in &stage.digests {
+        all.push_str(name.as_str());
+        all.push('=');
+        all.push_str(&digest.to_string());
+        all.push('\n');
+    }
+    Digest(protocol::FrameDigest::of(all.as_bytes()).to_string())
+}

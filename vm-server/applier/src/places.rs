@@ -1,0 +1,345 @@
+//! A set's fixed places, and the end of a version on this host.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use holders::{Needle, Sweep};
+use host_policy::{PlaceKind, SetPolicy};
+use lifecycle::host::HostEvent;
+use lifecycle::report::PlaceFault;
+use lifecycle::{GapId, HolderId, Millis, Version};
+use opens::Inode;
+use protocol::seal::StagedSet;
+use sets::{Existing, PlaceState, Places, SetError, SetFile};
+
+use crate::clock;
+use crate::record::Fault;
+use crate::set::{Set, set_files};
+use crate::tools::Tools;
+
+/// A seal looks at processes that were listed at most this long ago.
+const VIEW_MS_MAX: Millis = Millis(250);
+
+impl Set {
+    /// Puts the current version's files and every place right, and remembers what cannot be.
+    pub(crate) fn put_places_right(&mut self, tools: &mut Tools) {
+        let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };
+        let copy = match tools.copies.read(&self.name, current) {
+            Ok(copy) => copy,
+            Err(error) => return tools.notice("copy", self.name.as_str(), error.to_string()),
+        };
+        tools.unnotice("copy", self.name.as_str());
+        let files = set_files(&copy);
+        self.repair_files(tools, current, &files, &policy);
+        if self.foresee_copies(&policy, current) && self.keep(tools).is_err() {
+            return;
+        }
+        let before = (self.record.written.clone(), self.record.place_faults.clone());
+        for place in &policy.places {
+            self.put_place_right(tools, place, current, &files, &policy);
+        }
+        if before != (self.record.written.clone(), self.record.place_faults.clone()) {
+            tools.changed = true;
+            let _ = self.keep(tools);
+        }
+    }
+
+    fn repair_files(&mut self, tools: &mut Tools, current: Version, files: &[SetFile], policy: &SetPolicy) {
+        let Some(dir) = &self.dir else { return };
+        let mut mark = tools.witness.marker(&mut self.record.evidence, current, policy);
+        let repaired = dir.repair(current, files, policy, &mut mark);
+        drop(mark);
+        match repaired {
+            Ok(found) if found.is_empty() => tools.unnotice("drift", self.name.as_str()),
+            Ok(found) => {
+                let names: Vec<String> =
+                    found.iter().map(|(name, drift)| format!("{name} ({drift:?})")).collect();
+                let message = format!(
+                    "{}: files were not as delivered and were repaired: {}",
+                    self.name,
+                    names.join(", ")
+                );
+                tools.notice("drift", self.name.as_str(), message);
+            }
+            Err(error) => tools.notice("set", self.name.as_str(), error.to_string()),
+        }
+    }
+
+    /// Writes down which copies are about to hold the version, before they do.
+    fn foresee_copies(&mut self, policy: &SetPolicy, current: Version) -> bool {
+        let copies = policy.places.iter().filter(|place| place.kind == PlaceKind::Copy);
+        let mut new = false;
+        for place in copies {
+            new |= self.record.places.entry(place.path.clone()).or_default().insert(current);
+        }
+        new
+    }
+
+    fn put_place_right(
+        &mut self,
+        tools: &mut Tools,
+        place: &host_policy::Place,
+        current: Version,
+        files: &[SetFile],
+        policy: &SetPolicy,
+    ) {
+        let Some(dir) = &self.dir else { return };
+        let ours = self.record.written.contains(&place.path);
+        let existing = if ours { Existing::Replace } else { Existing::KeepAside };
+        let mut mark = tools.witness.marker(&mut self.record.evidence, current, policy);
+        crate::failpoint::step("place.write");
+        let written = Places::of(dir, tools.disk.clone()).write(place, files, existing, &mut mark);
+        drop(mark);
+        let about = place.path.display().to_string();
+        match written {
+            Ok(written) => {
+                self.record.written.insert(place.path.clone());
+                self.record.place_faults.remove(&place.path);
+                if let Some(kept) = &written.kept {
+                    let message = format!("{about} was there before; it lies at {} now", kept.display());
+                    tools.notice("kept_aside", about, message);
+                } else if ours && drifted(place.kind, &written.found, self.flipped_lately()) {
+                    let message =
+                        format!("{about} was not as it should be ({:?}) and was repaired", written.found);
+                    tools.notice("drift", about, message);
+                } else {
+                    tools.unnotice("drift", &about);
+                }
+            }
+            Err(error) => self.fault(&place.path, &error),
+        }
+    }
+
+    /// A copy that still shows the version before is no drift right after a flip.
+    fn flipped_lately(&self) -> bool {
+        let current = self.machine().current();
+        current.is_some_and(|current| self.shown_in_places != Some(current))
+    }
+
+    fn fault(&mut self, path: &Path, error: &SetError) {
+        let why = format!("{}: {error}", path.display());
+        let fault =
+            self.record.place_faults.entry(path.to_owned()).or_insert(Fault { id: None, why: String::new() });
+        fault.why = why;
+    }
+
+    /// What cannot be written or read back, for the report with this number; it names what no report has shown yet.
+    pub(crate) fn faults(&mut self, sequence: u64) -> Vec<PlaceFault> {
+        let mut shown = Vec::new();
+        for (number, (path, fault)) in self.record.place_faults.iter_mut().enumerate() {
+            if fault.id.is_none() {
+                fault.id = GapId::new(format!("place:{sequence}:{number}")).ok();
+            }
+            let Some(id) = fault.id.clone() else { continue };
+            let versions = self.record.places.get(path).cloned().unwrap_or_default();
+            shown.push(PlaceFault { id, versions, description: protocol::report::sentence(&fault.why) });
+        }
+        shown
+    }
+
+    /// Carries a seal as far as it goes now. What stays in the way is looked at again when something changes.
+    pub(crate) fn seal(
+        &mut self,
+        tools: &mut Tools,
+        version: Version,
+        cleared: &BTreeSet<HolderId>,
+        cleared_gaps: &BTreeSet<GapId>,
+        withdraw: bool,
+    ) -> Vec<HostEvent> {
+        if clock::boot().since(tools.view.table.taken) > VIEW_MS_MAX {
+            tools.recheck = true;
+            return vec![];
+        }
+        let sealed = self.try_seal(tools, version, cleared, cleared_gaps, withdraw);
+        sealed.unwrap_or_else(|reason| vec![HostEvent::NotGone { version, reason }])
+    }
+
+    fn try_seal(
+        &mut self,
+        tools: &mut Tools,
+        version: Version,
+        cleared: &BTreeSet<HolderId>,
+        cleared_gaps: &BTreeSet<GapId>,
+        withdraw: bool,
+    ) -> Result<Vec<HostEvent>, String> {
+        self.record.evidence.clear(version, cleared, cleared_gaps);
+        self.must_be_free(version)?;
+        if let Some(current) = self.machine().current().filter(|current| *current != version)
+            && !tools.copies.has(&self.name, current)
+        {
+            return Err(format!("the sealed copy of the current version {current} is missing"));
+        }
+        let lies_here = self.machine().present().contains(&version);
+        if lies_here && !self.sought.contains_key(&version) {
+            // Before the copy is unlinked: the sweep has to know what to look for until the end.
+            if let Ok(copy) = tools.copies.read(&self.name, version) {
+                self.sought.insert(version, copy);
+            }
+        }
+        if withdraw && self.machine().current() == Some(version) {
+            self.withdraw(tools, version)?;
+        }
+        self.places_are_free(tools, version, cleared_gaps)?;
+        let pinned = self.sweep(tools, version)?;
+        if lies_here {
+            tools.recheck = true;
+            let unlinked = self.unlink(tools, version);
+            return unlinked
+                .map(|event| vec![event])
+                .ok_or_else(|| "its files cannot be unlinked".to_owned());
+        }
+        // Whoever opened it before it was unlinked has been seen by now: the caller has looked since.
+        self.inodes_are_free(pinned)?;
+        Ok(vec![HostEvent::Gone { version }])
+    }
+
+    fn must_be_free(&self, version: Version) -> Result<(), String> {
+        if self.record.evidence.is_free(version) {
+            return Ok(());
+        }
+        let holders = self.record.evidence.holders(version);
+        let names: Vec<String> = holders.into_iter().map(|holder| holder.description).collect();
+        if names.is_empty() {
+            return Err("somebody unseen may have read it: see the gaps".to_owned());
+        }
+        Err(format!("held by {}", names.join("; ")))
+    }
+
+    /// Takes the current link and what leads to it away. Nobody holds the version any more.
+    fn withdraw(&mut self, tools: &mut Tools, version: Version) -> Result<(), String> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let copy = self.sought.get(&version);
+        let places = Places::of(dir, tools.disk.clone());
+        for place in self.policy.iter().flat_map(|policy| &policy.places) {
+            let content = copy.and_then(|copy| content_of(copy, &place.file));
+            if let Err(error) = places.remove(&place.path, content) {
+                return Err(error.to_string());
+            }
+        }
+        crate::failpoint::step("set.withdraw");
+        dir.withdraw(version).map_err(|error| error.to_string())
+    }
+
+    /// Reads back every place that ever received the version.
+    fn places_are_free(
+        &mut self,
+        tools: &mut Tools,
+        version: Version,
+        cleared: &BTreeSet<GapId>,
+    ) -> Result<(), String> {
+        let paths: Vec<PathBuf> = self
+            .record
+            .places
+            .iter()
+            .filter(|(_, versions)| versions.contains(&version))
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in paths {
+            let fault = self.record.place_faults.get(&path).and_then(|fault| fault.id.as_ref());
+            if !fault.is_some_and(|id| cleared.contains(id)) {
+                self.place_is_free(tools, version, &path)?;
+            }
+            if let Some(versions) = self.record.places.get_mut(&path) {
+                versions.remove(&version);
+            }
+        }
+        Ok(())
+    }
+
+    fn place_is_free(&mut self, tools: &Tools, version: Version, path: &Path) -> Result<(), String> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let content = match Places::of(dir, tools.disk.clone()).read_back(path) {
+            Ok(None) => return Ok(()),
+            Ok(Some(content)) => content,
+            Err(error) => {
+                self.fault(path, &error);
+                return Err(format!("{} cannot be read back: {error}", path.display()));
+            }
+        };
+        let current =
+            self.machine().current().and_then(|current| tools.copies.read(&self.name, current).ok());
+        let holds = |set: &StagedSet| set.files().values().any(|value| value.expose() == content.as_slice());
+        if current.as_ref().is_some_and(holds) {
+            return Ok(());
+        }
+        match self.sought.get(&version) {
+            Some(old) if !holds(old) => Ok(()),
+            _ => Err(format!("{} still shows it", path.display())),
+        }
+    }
+
+    /// Looks for what opens cannot show. Gives the inodes that cleared processes pin.
+    fn sweep(&mut self, tools: &Tools, version: Version) -> Result<BTreeSet<Inode>, String> {
+        let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
+        let copy = self.sought.get(&version);
+        let values = copy.into_iter().flat_map(|copy| copy.files());
+        let values = values.filter_map(|(name, value)| {
+            // What the current version says too tells nobody apart.
+            (!self.is_current_too(tools, name, value.expose()))
+                .then(|| Needle::value(name.as_str(), value.expose()))?
+        });
+        let user = copy.and_then(StagedSet::user_name).and_then(Needle::user);
+        let watched = self.record.evidence.watched(version);
+        let sweep = Sweep {
+            inodes: watched.map(|file| Inode { device: file.device, number: file.inode }).collect(),
+            directory: self.directory_of(version),
+            needles: values.chain(user).collect(),
+        };
+        let traces = sweep.run(&tools.witness.proc, &tools.view.table, &rules);
+        let scene = tools.view.scene(&rules);
+        let excused = self.record.evidence.excused(version);
+        self.record.evidence.found(version, &traces, &scene);
+        self.must_be_free(version)?;
+        if !traces.complete {
+            return Err("processes come and go too fast to look at all of them".to_owned());
+        }
+        if rustix::process::geteuid().is_root()
+            && let Some(unreadable) = traces.unreadable.first()
+        {
+            return Err(format!("cannot look at {unreadable}"));
+        }
+        let pinned = traces.found.iter().filter(|found| excused.contains(&found.process.id));
+        Ok(pinned.filter_map(|found| found.inode).collect())
+    }
+
+    fn is_current_too(&self, tools: &Tools, name: &protocol::FileName, content: &[u8]) -> bool {
+        let current =
+            self.machine().current().and_then(|current| tools.copies.read(&self.name, current).ok());
+        current
+            .is_some_and(|current| current.files().get(name).is_some_and(|value| value.expose() == content))
+    }
+
+    /// The version's directory within a file system of the set's own.
+    fn directory_of(&self, version: Version) -> Option<(u64, String)> {
+        let dir = self.dir.as_ref()?;
+        dir.inodes().ok()??;
+        let device = rustix::fs::stat(dir.path()).ok()?.st_dev;
+        Some((device, format!("/{}", crate::set::version_dir(version))))
+    }
+
+    fn inodes_are_free(&mut self, pinned: BTreeSet<Inode>) -> Result<(), String> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let Some(inodes) = dir.inodes().map_err(|error| error.to_string())? else { return Ok(()) };
+        let allowed = self.record.pinned.saturating_add(pinned.len() as u64);
+        let unaccounted = inodes.unaccounted();
+        if unaccounted > allowed {
+            return Err(format!("the kernel counts {unaccounted} removed files that are still in use"));
+        }
+        self.record.pinned = unaccounted;
+        Ok(())
+    }
+}
+
+/// Whether a place differed although nothing of ours had changed.
+fn drifted(kind: PlaceKind, found: &PlaceState, flipped: bool) -> bool {
+    match found {
+        PlaceState::Good => false,
+        PlaceState::Drifted(_) => kind == PlaceKind::Link || !flipped,
+        PlaceState::Missing | PlaceState::OtherLink(_) | PlaceState::OtherKind => true,
+    }
+}
+
+fn content_of<'s>(set: &'s StagedSet, file: &str) -> Option<&'s [u8]> {
+    let (_, value) = set.files().iter().find(|(name, _)| name.as_str() == file)?;
+    Some(value.expose())
+}

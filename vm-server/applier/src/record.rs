@@ -1,0 +1,81 @@
+//! What stands in the journal: whole records, the newest of each name counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use lifecycle::host::SetState;
+use lifecycle::{Epoch, GapId, SetName, Version};
+use protocol::{FileName, Frame, KeyedDigest};
+use serde::{Deserialize, Serialize};
+
+/// One record of the journal.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Record {
+    Host(HostRecord),
+    Set(SetName, Box<SetRecord>),
+}
+
+/// What is not about one set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct HostRecord {
+    /// The newest epoch that is obeyed.
+    pub(crate) epoch: Option<Epoch>,
+    /// The boot in which the last record was written.
+    pub(crate) boot_id: String,
+    /// No report has had this number or a higher one.
+    pub(crate) reports_below: u64,
+    /// The newest acknowledgement.
+    pub(crate) acknowledged: Option<Frame>,
+    /// The number of the report that it acknowledges.
+    pub(crate) acknowledged_sequence: u64,
+}
+
+/// What is about one set.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct SetRecord {
+    /// The machine's state; its current version is the durable pointer.
+    pub(crate) machine: SetState,
+    /// The keyed digests of each version that was staged and is not gone.
+    pub(crate) digests: BTreeMap<Version, BTreeMap<FileName, KeyedDigest>>,
+    /// Every copy place that may hold a version, whatever policy says now.
+    pub(crate) places: BTreeMap<PathBuf, BTreeSet<Version>>,
+    /// Places that we have written, so that what is found there is drift and not somebody's own file.
+    pub(crate) written: BTreeSet<PathBuf>,
+    /// Copy places that could not be written or read back, by the name that the first report gave each.
+    pub(crate) place_faults: BTreeMap<PathBuf, Fault>,
+    /// Removed files that are in use by those whom an operator cleared: accounted for in every later count.
+    #[serde(default)]
+    pub(crate) pinned: u64,
+    /// Who may have which version.
+    pub(crate) evidence: holders::Evidence,
+}
+
+/// A place that could not be written or read back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fault {
+    /// Given by the report that first shows it.
+    pub(crate) id: Option<GapId>,
+    /// What went wrong, in words.
+    pub(crate) why: String,
+}
+
+/// The same as [`Record`], to be written.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RecordRef<'a> {
+    Host(&'a HostRecord),
+    Set(&'a SetName, &'a SetRecord),
+}
+
+impl RecordRef<'_> {
+    pub(crate) fn to_bytes(self) -> std::io::Result<Vec<u8>> {
+        serde_json::to_vec(&self).map_err(std::io::Error::other)
+    }
+}
+
+impl Record {
+    pub(crate) fn from_bytes(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
+}

@@ -1,0 +1,259 @@
+//! Reports: whole snapshots, numbered, signed, sent until they are acknowledged.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lifecycle::host::HostEvent;
+use lifecycle::{Evidence, SetName, SetReport, Version};
+use protocol::report::{Means, Receipt, Report};
+use protocol::{FileName, Frame, FrameDigest, KeyedDigest, UnixMillis, ack};
+
+use crate::applier::Applier;
+use crate::clock;
+use crate::keep::Keeper;
+
+/// How many numbers are reserved with one record of the journal.
+const NUMBERS_RESERVED: u64 = 256;
+/// The shortest time between two reports that nobody asked for.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long the first acknowledgement is waited for before the report is sent again; the wait doubles.
+const RESEND: Duration = Duration::from_secs(2);
+/// The longest wait.
+const RESEND_MAX: Duration = Duration::from_secs(60);
+
+/// The report that was sent last.
+pub(crate) struct Sent {
+    sequence: u64,
+    digest: FrameDigest,
+    frame: Frame,
+    acknowledged: bool,
+    at: Instant,
+    wait: Duration,
+}
+
+impl Applier {
+    /// A signed report with these receipts; none when it cannot be made, which is said in the log.
+    pub(crate) fn report(&mut self, receipts: Vec<Receipt>) -> Option<Frame> {
+        if clock::boot().since(self.tools.view.table.taken).0 > 1_000 {
+            self.observe();
+        }
+        let sequence = self.next_number()?;
+        let mut sets = BTreeMap::new();
+        let names: Vec<SetName> = self.sets.keys().cloned().collect();
+        for name in names {
+            // What is not in the journal is not said.
+            let report = self.set_report(&name, sequence)?;
+            sets.insert(name, report);
+        }
+        let report = Report {
+            installation: self.anchor.installation,
+            host: self.tools.host,
+            epoch: self.host.epoch,
+            sequence,
+            boot_id: self.tools.witness.boot_id.clone(),
+            taken_at: UnixMillis::now(),
+            up_ms: clock::boot().0,
+            acknowledged: self.host.acknowledged.clone(),
+            sets,
+            digests: self.digests(),
+            receipts,
+            means: self.means(),
+            notices: self.tools.notices(),
+        };
+        let frame = match report.sign(&self.identity.report_key) {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "the report is too large to be sent");
+                return None;
+            }
+        };
+        self.tools.changed = false;
+        self.sent = Some(Sent {
+            sequence,
+            digest: frame.digest(),
+            frame: frame.clone(),
+            acknowledged: false,
+            at: Instant::now(),
+            wait: RESEND,
+        });
+        Some(frame)
+    }
+
+    fn next_number(&mut self) -> Option<u64> {
+        if self.next_sequence >= self.host.reports_below {
+            let before = self.host.reports_below;
+            self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
+            if let Err(error) = self.keep_host() {
+                self.host.reports_below = before;
+                self.tools.notice("journal", "host", error.to_string());
+                return None;
+            }
+        }
+        let number = self.next_sequence;
+        self.next_sequence += 1;
+        Some(number)
+    }
+
+    fn set_report(&mut self, name: &SetName, sequence: u64) -> Option<SetReport> {
+        let set = self.sets.get_mut(name)?;
+        let (named, faults) = (set.record.evidence.clone(), set.record.place_faults.clone());
+        let mut report = set.machine().report();
+        report.sequence = sequence;
+        report.epoch = self.host.epoch;
+        report.evidence = evidence_of(set);
+        report.holders = set.record.evidence.all_holders();
+        report.gaps = set.record.evidence.gaps(sequence, &self.tools.view.table);
+        report.places = set.faults(sequence);
+        let newly_named = named != set.record.evidence || faults != set.record.place_faults;
+        if (newly_named || set.unkept) && set.keep(&mut self.tools).is_err() {
+            return None;
+        }
+        Some(report)
+    }
+
+    fn digests(&self) -> BTreeMap<SetName, BTreeMap<Version, BTreeMap<FileName, KeyedDigest>>> {
+        let of_set = |set: &crate::set::Set| {
+            let present = set.machine().present();
+            let digests = set.record.digests.iter().filter(|(version, _)| present.contains(version));
+            digests.map(|(version, digests)| (*version, digests.clone())).collect()
+        };
+        self.sets.iter().map(|(name, set)| (name.clone(), of_set(set))).collect()
+    }
+
+    fn means(&self) -> Vec<Means> {
+        let mean = |name: &str, in_use: bool, detail: String| Means { name: name.to_owned(), in_use, detail };
+        let kernel = self.tools.witness.kind() == Evidence::Kernel;
+        let seen = if kernel { "opens and reads are seen by the kernel" } else { self.tools.witness.why() };
+        let kept = match self.keeper {
+            Keeper::SystemdCreds => "keys are sealed by systemd-creds".to_owned(),
+            Keeper::KeyFile => {
+                "systemd-creds does not work here: keys lie in a file of mode 0600, the weaker form"
+                    .to_owned()
+            }
+        };
+        let stored = if self.tools.witness.stored {
+            "the group of opens is kept over our restarts".to_owned()
+        } else if kernel {
+            "nobody keeps the group of opens: a restart of the applier is a gap".to_owned()
+        } else {
+            "there is no group of opens to keep".to_owned()
+        };
+        let supervisor = self.tools.tasks.supervisor().kind();
+        let systemd = supervisor == units::Kind::Systemd;
+        let asked = if systemd {
+            "consumers are asked over D-Bus"
+        } else {
+            "consumers are asked by pid file and signals"
+        };
+        let mut means = vec![
+            mean("fanotify", kernel, seen.to_owned()),
+            mean("descriptor_store", self.tools.witness.stored, stored),
+            mean("systemd", systemd, asked.to_owned()),
+            mean("sealed_copies", self.keeper == Keeper::SystemdCreds, kept),
+        ];
+        for (name, mounted) in &self.tools.mounts {
+            let why = mounted.why.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+            let detail = format!("{name} lies on a {}{why}", mounted.backing.word());
+            means.push(mean("tmpfs", mounted.backing != sets::Backing::Directory, detail));
+        }
+        means.extend(self.network_means.iter().cloned());
+        means.truncate(protocol::limit::NOTICES_MAX);
+        means
+    }
+
+    /// Sends what has changed, or again what was not acknowledged.
+    pub(crate) fn send_reports(&mut self) {
+        if self.reports.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let due = match &self.sent {
+            None => true,
+            Some(sent) => {
+                let every = Duration::from_millis(self.tools.daemon.report_ms);
+                let paused = now.duration_since(sent.at) >= PAUSE;
+                (self.tools.changed && paused) || now.duration_since(sent.at) >= every
+            }
+        };
+        if due {
+            if let Some(frame) = self.report(Vec::new()) {
+                self.hand_over(frame);
+            }
+            return;
+        }
+        let Some(sent) = self.sent.as_mut().filter(|sent| !sent.acknowledged) else { return };
+        if now.duration_since(sent.at) >= sent.wait {
+            sent.wait = (sent.wait * 2).min(RESEND_MAX);
+            let frame = sent.frame.clone();
+            self.hand_over(frame);
+        }
+    }
+
+    fn hand_over(&mut self, frame: Frame) {
+        if self.reports.as_ref().is_some_and(|reports| reports.send(frame).is_err()) {
+            self.reports = None;
+        }
+    }
+
+    /// When [`Self::send_reports`] has something to do.
+    pub(crate) fn report_due(&self) -> Option<Instant> {
+        self.reports.as_ref()?;
+        let Some(sent) = &self.sent else { return Some(Instant::now()) };
+        let every = Duration::from_millis(self.tools.daemon.report_ms);
+        let wait = if self.tools.changed { PAUSE } else { every };
+        let resend = (!sent.acknowledged).then_some(sent.wait);
+        Some(sent.at + resend.map_or(wait, |resend| resend.min(wait)))
+    }
+
+    /// The network half is there (again): it gets the newest report.
+    pub(crate) fn connected(
+        &mut self,
+        reports: tokio::sync::mpsc::UnboundedSender<Frame>,
+        means: Vec<Means>,
+    ) {
+        self.reports = Some(reports);
+        self.network_means = means;
+        self.tools.changed = true;
+    }
+
+    /// The control plane has a report, and says which versions are dead.
+    pub(crate) fn acknowledged(&mut self, frame: &Frame) {
+        let ack = match ack::verify(frame, &self.anchor, self.tools.host) {
+            Ok(ack) => ack,
+            Err(error) => {
+                tracing::warn!(%error, "an acknowledgement is not believed");
+                return;
+            }
+        };
+        if self.host.epoch.is_some_and(|mine| mine.counter > ack.epoch.counter) {
+            tracing::warn!("an acknowledgement of an epoch that has ended is not believed");
+            return;
+        }
+        if let Some(sent) = self.sent.as_mut().filter(|sent| sent.sequence == ack.sequence) {
+            sent.acknowledged = sent.digest == ack.report;
+        }
+        if ack.sequence > self.host.acknowledged_sequence && ack.sequence < self.next_sequence {
+            self.host.acknowledged_sequence = ack.sequence;
+            self.host.acknowledged = Some(frame.clone());
+            if let Err(error) = self.keep_host() {
+                self.tools.notice("journal", "host", error.to_string());
+            }
+        }
+        for (name, dead) in ack.dead {
+            if self.sets.contains_key(&name) {
+                let told = HostEvent::Acknowledged { epoch: ack.epoch, dead };
+                if let Err(error) = self.give(&name, told) {
+                    self.tools.notice("journal", name.as_str(), error.to_string());
+                }
+            }
+        }
+    }
+}
+
+/// The kind of evidence that all consumers of the set have.
+fn evidence_of(set: &crate::set::Set) -> Evidence {
+    let kind = set.record.evidence.kind();
+    let consumers = set.policy.as_ref().map(|policy| policy.consumers.as_slice()).unwrap_or_default();
+    let all_speak = !consumers.is_empty() && consumers.iter().all(|consumer| consumer.trust_reported);
+    if kind == Evidence::Declared && all_speak { Evidence::Reported } else { kind }
+}

@@ -1,0 +1,176 @@
+//! Starts the applier and ends it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use host_policy::{HostPolicy, PolicyError};
+use tokio::io::unix::AsyncFd;
+use units::Supervisor;
+
+use crate::applier::{Applier, Beginning};
+use crate::consumers::Tasks;
+use crate::copies::Copies;
+use crate::input::Input;
+use crate::journal::{Journal, JournalError};
+use crate::keep::{self, Identity, KeepError};
+use crate::link::Whoami;
+use crate::tools::Tools;
+use crate::watch::Watch;
+use crate::witness::{KEPT_NAME, Witness};
+use crate::{applications, clock, link};
+
+/// Why the applier cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The policy is not valid.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Keys or trust anchor.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A directory or socket.
+    #[error("failed to {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs until `stop` is ready. `ready` is called once every set is as it should be and applications may rely on it.
+pub async fn run(
+    config: &Path,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let policy = HostPolicy::load(config)?;
+    let daemon = policy.daemon.clone();
+    let state = daemon.applier_state();
+    let (identity, keeper) = Identity::load(&state)?;
+    let anchor = keep::load_anchor(&state)?;
+    let (journal, records) = Journal::open(&state.join("journal"))?;
+    let copies = Copies::open(&state, &identity.copies_key)?;
+    shared_dir(&daemon.run_dir)?;
+    shared_dir(&daemon.sets_dir())?;
+    let program = std::env::current_exe().map_err(|source| RunError::Io {
+        doing: "find",
+        path: "our own program".into(),
+        source,
+    })?;
+    let supervisor = Arc::new(Supervisor::new(daemon.supervisor, program));
+    let (inbox, outbox) = channel();
+    let tasks = Tasks::new(tokio::runtime::Handle::current(), supervisor, inbox.clone());
+    let witness = Witness::new(daemon.evidence, kept(KEPT_NAME), clock::boot_id());
+    let whoami = Whoami { host: identity.host(), installation: anchor.installation };
+    let opens = witness.descriptor();
+    let ids = (whoami.installation, whoami.host);
+    let tools = Tools::new(daemon.clone(), ids, journal, copies, tasks, witness, disk());
+    let watch = Watch::new(inbox.clone());
+    let beginning =
+        Beginning { tools, identity, keeper, anchor, policy, config: config.to_owned(), records, watch };
+    // It blocks, so it has a thread of its own; what it waits for runs on this one.
+    let (began, has_begun) = tokio::sync::oneshot::channel();
+    let thread = tokio::task::spawn_blocking(move || match Applier::begin(beginning) {
+        Ok(applier) => {
+            let _ = began.send(());
+            applier.run(&outbox);
+            Ok(())
+        }
+        Err(error) => Err(error),
+    });
+    if has_begun.await.is_err() {
+        return ended(thread.await);
+    }
+    let socket = daemon.app_socket();
+    let listener = applications::listen(&socket).map_err(|source| RunError::Io {
+        doing: "listen on",
+        path: socket.clone(),
+        source,
+    })?;
+    let applications = tokio::spawn(applications::serve(listener, inbox.clone()));
+    let link = tokio::spawn(link::serve(daemon.applier_socket(), whoami, inbox.clone()));
+    let readers = tokio::spawn(await_readers(opens, inbox.clone()));
+    ready();
+    stop.await;
+    for task in [applications, link, readers] {
+        task.abort();
+    }
+    // It may have ended by itself.
+    let _ = inbox.send(Input::Stop);
+    ended(thread.await)
+}
+
+fn ended(thread: Result<Result<(), JournalError>, tokio::task::JoinError>) -> Result<(), RunError> {
+    match thread {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(RunError::Io {
+            doing: "run",
+            path: "the applier's thread".into(),
+            source: io::Error::other(error.to_string()),
+        }),
+    }
+}
+
+/// A directory that applications may enter and only we may write.
+fn shared_dir(path: &Path) -> Result<(), RunError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|source| RunError::Io {
+        doing: "make",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Tells the applier's thread whenever the kernel has seen a reader.
+async fn await_readers(opens: Option<OwnedFd>, inbox: Sender<Input>) {
+    #[expect(
+        deprecated,
+        reason = "what replaces it is unsafe; an owned descriptor keeps its number for its life"
+    )]
+    let Some(opens) = opens.and_then(|opens| AsyncFd::new(opens).ok()) else { return };
+    while let Ok(mut ready) = opens.readable().await {
+        if inbox.send(Input::Stirred).is_err() {
+            return;
+        }
+        // The thread drains it; several readers within this time are one look.
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        ready.clear_ready();
+    }
+}
+
+/// A descriptor that whoever supervises us kept over our restart.
+fn kept(name: &str) -> Option<OwnedFd> {
+    let fds = sd_notify::listen_fds_with_names().ok()?;
+    let (number, _) = fds.into_iter().find(|(_, known)| known == name)?;
+    // Of our own process: a copy, which is ours to close.
+    let own =
+        rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty()).ok()?;
+    let copy = rustix::process::pidfd_getfd(&own, number, rustix::process::PidfdGetfdFlags::empty());
+    copy.inspect_err(|error| tracing::warn!(%error, "failed to take back the group of opens")).ok()
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn disk() -> sets::Disk {
+    sets::Disk::default()
+}
+
+#[cfg(feature = "failpoints")]
+fn disk() -> sets::Disk {
+    struct Counted;
+    impl sets::Gate for Counted {
+        fn before(&self, operation: &'static str) -> Result<(), io::Error> {
+            crate::failpoint::step(operation);
+            Ok(())
+        }
+    }
+    sets::Disk::gated(Arc::new(Counted))
+}

@@ -1,0 +1,410 @@
+//! One set on this host: the shell around its pure machine.
+//!
+//! An event goes in, the new state is journalled, the effects are carried out, their outcomes go in as events, until
+//! nothing is left to do. Only a flip that was armed is carried out before its state is journalled: the link is the
+//! truth, and nothing of it is reported before the journal has it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use host_policy::{Adopt, SetPolicy};
+use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, Rules, SetState};
+use lifecycle::{Evidence, SetName, Version};
+use protocol::seal::StagedSet;
+use sets::{SetDir, SetError, SetFile, mount};
+use zeroize::Zeroizing;
+
+use crate::copies::CopyError;
+use crate::journal::JournalError;
+use crate::record::SetRecord;
+use crate::tools::Tools;
+
+/// One set on this host.
+pub(crate) struct Set {
+    pub(crate) name: SetName,
+    pub(crate) record: SetRecord,
+    pub(crate) policy: Option<SetPolicy>,
+    pub(crate) dir: Option<SetDir>,
+    /// The files of a stage order that is being carried out.
+    pub(crate) incoming: Option<(Version, StagedSet)>,
+    /// The values of versions that are being sealed, for the sweep.
+    pub(crate) sought: BTreeMap<Version, StagedSet>,
+    /// Whether the places have to be looked at.
+    pub(crate) places_due: bool,
+    /// The version that the places were last made to show.
+    pub(crate) shown_in_places: Option<Version>,
+    /// Whether the record differs from what the journal has, since writing it failed.
+    pub(crate) unkept: bool,
+}
+
+impl Set {
+    pub(crate) fn new(name: SetName, record: SetRecord) -> Self {
+        Self {
+            name,
+            record,
+            policy: None,
+            dir: None,
+            incoming: None,
+            sought: BTreeMap::new(),
+            places_due: false,
+            shown_in_places: None,
+            unkept: false,
+        }
+    }
+
+    /// One that the journal does not know.
+    pub(crate) fn fresh(name: SetName, tools: &Tools) -> Self {
+        let evidence = holders::Evidence::new(
+            tools.witness.boot_id.clone(),
+            tools.witness.kind(),
+            tools.witness.why(),
+            crate::clock::boot(),
+        );
+        Self::new(name, SetRecord { evidence, ..SetRecord::default() })
+    }
+
+    /// Whether nothing was ever said of it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.record.machine == SetState::default()
+    }
+
+    pub(crate) const fn machine(&self) -> &SetState {
+        &self.record.machine
+    }
+
+    /// Takes one event in and carries out everything that follows. The answer is that to an order or question.
+    pub(crate) fn give(
+        &mut self,
+        tools: &mut Tools,
+        event: HostEvent,
+    ) -> Result<Option<Answer>, JournalError> {
+        let mut answer = None;
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let asked = matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. });
+            let ticked = matches!(event, HostEvent::Tick);
+            self.foresee(&event);
+            let (state, effects) = host::step(self.record.machine.clone(), tools.input(), event);
+            if state != self.record.machine {
+                let before = std::mem::replace(&mut self.record.machine, state);
+                tools.changed = true;
+                // The flip of an armed instant comes first, its record with its outcome.
+                let kept = if ticked { Ok(()) } else { self.keep(tools) };
+                if let (Err(error), true) = (&kept, asked) {
+                    tools.notice("journal", self.name.as_str(), error.to_string());
+                    self.record.machine = before;
+                    return kept.map(|()| None);
+                }
+            }
+            let mut outcomes = Vec::new();
+            for effect in effects {
+                match effect {
+                    HostEffect::Answer(said) => answer = Some(said),
+                    effect => outcomes.extend(self.carry_out(tools, effect)),
+                }
+            }
+            for outcome in outcomes.into_iter().rev() {
+                events.push_front(outcome);
+            }
+        }
+        if self.unkept {
+            // Whatever failed to be journalled on the way is tried once more, and by every later event.
+            let _ = self.keep(tools);
+        }
+        if std::mem::take(&mut self.places_due) {
+            self.put_places_right(tools);
+            self.shown_in_places = self.machine().current();
+        }
+        self.await_lives(tools);
+        Ok(answer)
+    }
+
+    /// Makes the record durable, or remembers that it is not.
+    pub(crate) fn keep(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
+        let kept = tools.keep(&self.name, &self.record);
+        self.unkept = kept.is_err();
+        match &kept {
+            Ok(()) => tools.unnotice("journal", self.name.as_str()),
+            Err(error) => tools.notice("journal", self.name.as_str(), error.to_string()),
+        }
+        kept
+    }
+
+    /// What an outcome means for the evidence, in the same record as what it means for the machine.
+    fn foresee(&mut self, event: &HostEvent) {
+        let now = crate::clock::boot();
+        match event {
+            HostEvent::Flipped { version } => self.record.evidence.current(Some(*version), now),
+            HostEvent::TookUp { turn, consumer, .. } => {
+                self.record.evidence.adopted(consumer.clone(), turn.version, now);
+            }
+            HostEvent::Gone { version } => {
+                if self.record.machine.current() == Some(*version) {
+                    self.record.evidence.current(None, now);
+                }
+                self.record.evidence.forget(*version);
+                self.record.digests.remove(version);
+                self.sought.remove(version);
+            }
+            _ => {}
+        }
+    }
+
+    fn carry_out(&mut self, tools: &mut Tools, effect: HostEffect) -> Vec<HostEvent> {
+        match effect {
+            HostEffect::Write { version } => vec![self.write(tools, version)],
+            HostEffect::Flip { version } => vec![self.flip(tools, version)],
+            HostEffect::Unlink { version } => self.unlink(tools, version).into_iter().collect(),
+            HostEffect::Seal { version, cleared, cleared_gaps, withdraw } => {
+                self.seal(tools, version, &cleared, &cleared_gaps, withdraw)
+            }
+            HostEffect::Look { ref consumer, .. }
+            | HostEffect::Adopt { ref consumer, .. }
+            | HostEffect::Settle { ref consumer, .. } => {
+                let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer)).cloned();
+                if let Some(policy) = policy {
+                    let shows_itself =
+                        policy.trust_reported || self.record.evidence.kind() == Evidence::Kernel;
+                    tools.tasks.begin(&self.name, policy, shows_itself, effect);
+                }
+                vec![]
+            }
+            HostEffect::Answer(_) => vec![],
+        }
+    }
+
+    fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
+        let Some((_, files)) = self.incoming.take().filter(|(incoming, _)| *incoming == version) else {
+            let message = "the files did not come with the order".to_owned();
+            return HostEvent::WriteFailed { version, code: "no_files".to_owned(), message };
+        };
+        match self.try_write(tools, version, &files) {
+            Ok(()) => {
+                self.record.digests.insert(version, files.digests());
+                HostEvent::Written { version }
+            }
+            Err((code, message)) => {
+                // What was written of it does no harm, and is unlinked again.
+                let _ = self.unlink(tools, version);
+                HostEvent::WriteFailed { version, code, message }
+            }
+        }
+    }
+
+    fn try_write(
+        &mut self,
+        tools: &mut Tools,
+        version: Version,
+        files: &StagedSet,
+    ) -> Result<(), (String, String)> {
+        let set_failed = |error: SetError| (error.code().to_owned(), error.to_string());
+        let policy = self.policy.clone().ok_or(("not_in_policy".to_owned(), "no such set".to_owned()))?;
+        let missing =
+            policy.places.iter().find(|place| !files.files().keys().any(|name| name.as_str() == place.file));
+        if let Some(place) = missing {
+            let message =
+                format!("the set has no file {:?}, which {} asks for", place.file, place.path.display());
+            return Err(("no_such_file".to_owned(), message));
+        }
+        self.open_dir(tools).map_err(set_failed)?;
+        let copied = tools.copies.write(&self.name, version, files);
+        copied.map_err(|error: CopyError| ("copy_failed".to_owned(), error.to_string()))?;
+        let Some(dir) = &self.dir else { return Err(("write_failed".to_owned(), "no directory".to_owned())) };
+        let evidence = &mut self.record.evidence;
+        let mut mark = tools.witness.marker(evidence, version, &policy);
+        dir.stage(version, &set_files(files), &policy, &mut mark).map_err(set_failed)?;
+        drop(mark);
+        self.validate(tools, version, &policy)
+    }
+
+    /// Asks the policy's command whether the version is any good, before it may become current.
+    fn validate(&self, tools: &Tools, version: Version, policy: &SetPolicy) -> Result<(), (String, String)> {
+        let (Some(command), Some(dir)) = (&policy.validate, &self.dir) else { return Ok(()) };
+        let code = "not_valid".to_owned();
+        dir.show(version).map_err(|error| (code.clone(), error.to_string()))?;
+        let path = dir.path().join(version_dir(version));
+        let supervisor = tools.tasks.supervisor();
+        match tools.tasks.runtime().block_on(supervisor.validate(command, &path)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err((code, format!("the validation command said no: {why}"))),
+            Err(error) => Err((code, error.to_string())),
+        }
+    }
+
+    fn flip(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
+        let flipped = match &self.dir {
+            Some(dir) => dir.flip(version),
+            None => Err(SetError::Missing(version)),
+        };
+        match flipped {
+            Ok(()) => {
+                self.places_due = true;
+                // Who runs now is written down before anybody is restarted.
+                tools.recheck = true;
+                HostEvent::Flipped { version }
+            }
+            Err(error) => HostEvent::FlipFailed { version, message: error.to_string() },
+        }
+    }
+
+    /// None when it failed: it is tried again at the next start.
+    pub(crate) fn unlink(&mut self, tools: &mut Tools, version: Version) -> Option<HostEvent> {
+        let unlinked = self.dir.as_ref().map_or(Ok(()), |dir| dir.unlink(version));
+        if let Err(error) = unlinked {
+            tools.notice("unlink", format!("{}@{version}", self.name), error.to_string());
+            return None;
+        }
+        if let Err(error) = tools.copies.unlink(&self.name, version) {
+            tools.notice("unlink", format!("{}@{version}", self.name), error.to_string());
+            return None;
+        }
+        tools.unnotice("unlink", &format!("{}@{version}", self.name));
+        Some(HostEvent::Unlinked { version })
+    }
+
+    /// Opens the set's directory, on a file system of its own where that works.
+    pub(crate) fn open_dir(&mut self, tools: &mut Tools) -> Result<(), SetError> {
+        if self.dir.is_some() {
+            return Ok(());
+        }
+        let sets_dir = tools.daemon.sets_dir();
+        let supervisor = tools.tasks.supervisor().clone();
+        let mode = tools.daemon.mount;
+        let mounted = mount::prepare(&sets_dir, &self.name, mode, supervisor.systemd());
+        let mounted = tools.tasks.runtime().block_on(mounted)?;
+        tools.mounts.insert(self.name.clone(), mounted);
+        self.dir = Some(SetDir::open(&sets_dir, &self.name, tools.disk.clone())?);
+        Ok(())
+    }
+
+    /// After a start: finds or makes again what should lie here, and tells the machine.
+    pub(crate) fn start(&mut self, tools: &mut Tools, rebooted: bool) -> Result<(), JournalError> {
+        let (mut link, mut files) = (None, BTreeSet::new());
+        if !self.machine().known().is_empty() || self.policy.is_some() {
+            match self.find(tools) {
+                Ok(found) => (link, files) = found,
+                Err(error) => tools.notice("set", self.name.as_str(), error.to_string()),
+            }
+        }
+        self.places_due = true;
+        self.resume_evidence(tools, rebooted, link, &files);
+        self.give(tools, HostEvent::Started { rebooted, link, files })?;
+        Ok(())
+    }
+
+    /// Watches again what lies here. Where nobody kept our group of opens, there was a time without marks.
+    fn resume_evidence(
+        &mut self,
+        tools: &mut Tools,
+        rebooted: bool,
+        link: Option<Version>,
+        files: &BTreeSet<Version>,
+    ) {
+        let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
+        let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
+        if rebooted {
+            self.record.pinned = 0;
+        }
+        self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
+        if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {
+            for version in files {
+                let mut mark = tools.witness.marker(&mut self.record.evidence, *version, &policy);
+                if let Err(error) = dir.mark_again(*version, &mut mark) {
+                    tracing::warn!(set = %self.name, %error, "failed to watch a version again");
+                }
+            }
+        }
+        self.record.evidence.current(link, crate::clock::boot());
+        if was_kernel && kind == Evidence::Kernel && !tools.witness.kept {
+            let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
+            tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
+            let scene = tools.view.scene(&rules);
+            let why = "the applier was restarted and nobody kept its group of opens";
+            self.record.evidence.blind(files.clone(), why, &scene);
+        }
+    }
+
+    fn find(&mut self, tools: &mut Tools) -> Result<(Option<Version>, BTreeSet<Version>), SetError> {
+        self.open_dir(tools)?;
+        let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
+        let mut found = dir.recover()?;
+        for version in self.record.machine.present() {
+            if let Some(policy) = self.policy.as_ref().filter(|_| !found.present.contains(&version)) {
+                match tools.copies.read(&self.name, version) {
+                    Ok(copy) => {
+                        let evidence = &mut self.record.evidence;
+                        let mut mark = tools.witness.marker(evidence, version, policy);
+                        dir.stage(version, &set_files(&copy), policy, &mut mark)?;
+                        found.present.insert(version);
+                    }
+                    Err(error) => tools.notice("copy", self.name.as_str(), error.to_string()),
+                }
+            }
+        }
+        if let (None, Some(pointer)) = (found.current, self.record.machine.current())
+            && found.present.contains(&pointer)
+        {
+            dir.flip(pointer)?;
+            self.record.evidence.current(Some(pointer), crate::clock::boot());
+            found.current = Some(pointer);
+        }
+        Ok((found.current, found.present))
+    }
+
+    /// The policy was read anew.
+    pub(crate) fn policy(
+        &mut self,
+        tools: &mut Tools,
+        policy: Option<SetPolicy>,
+    ) -> Result<(), JournalError> {
+        let may = |policy: &SetPolicy| policy.may_deliver(&tools.installation.to_string());
+        let rules = policy.as_ref().filter(|policy| may(policy)).map(rules_of);
+        if self.policy != policy {
+            self.policy = policy;
+            self.places_due = true;
+            tools.changed = true;
+        }
+        self.give(tools, HostEvent::Policy(rules))?;
+        Ok(())
+    }
+
+    /// Has the next lives of those watched that begin them by themselves.
+    fn await_lives(&self, tools: &mut Tools) {
+        let awaited = self.machine().awaited().into_iter().filter_map(|(name, was)| {
+            let consumer = self.policy.as_ref()?.consumer(&name)?.clone();
+            Some((consumer, was))
+        });
+        tools.tasks.await_lives(&self.name, awaited.collect());
+    }
+
+    /// Whether consumers have to be looked at: somebody could hold a version that is not the current one.
+    pub(crate) fn has_old_versions(&self) -> bool {
+        let current = self.machine().current();
+        self.machine().known().into_iter().any(|version| Some(version) != current)
+    }
+}
+
+/// What the host machine needs to know of the policy.
+fn rules_of(policy: &SetPolicy) -> Rules {
+    let by = |consumer: &host_policy::Consumer| match consumer.adopt {
+        Adopt::NextStart | Adopt::Manual => By::Itself,
+        _ if consumer.window.is_some() => By::Window,
+        _ => By::Permit,
+    };
+    Rules {
+        consumers: policy.consumers.iter().map(|consumer| (consumer.name.clone(), by(consumer))).collect(),
+    }
+}
+
+/// The files as the set's directory takes them.
+pub(crate) fn set_files(files: &StagedSet) -> Vec<SetFile> {
+    let file = |(name, value): (&protocol::FileName, &protocol::seal::Value)| SetFile {
+        name: name.as_str().to_owned(),
+        content: Zeroizing::new(value.expose().to_vec()),
+    };
+    files.files().iter().map(file).collect()
+}
+
+/// The name of a version's directory.
+pub(crate) fn version_dir(version: Version) -> String {
+    format!("v{}.{}", version.epoch, version.number)
+}
