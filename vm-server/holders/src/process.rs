@@ -14,6 +14,9 @@ const KERNEL_THREAD: u64 = 0x0020_0000;
 const PRINTABLE_CHARS_MAX: usize = 120;
 
 /// A process beyond reuse of its number, within one boot. Written as `PID:START`.
+///
+/// A number that is used again within one clock tick stays the same process to us: a hold lasts too long then, never
+/// too short.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ProcessId {
