@@ -70,10 +70,8 @@ impl Host {
         apart: bool,
     ) -> anyhow::Result<Self> {
         let name = HOSTS[place];
-        let directory = directory.join(name);
-        for folder in ["etc/conf.d", "applications", "logs"] {
-            std::fs::create_dir_all(directory.join(folder))?;
-        }
+        let mut host = Self::bare(programs, directory, place, apart)?;
+        let directory = host.directory.clone();
         std::fs::write(directory.join("etc/config.toml"), daemon_section(&directory, free_port()?))?;
         std::fs::write(directory.join("etc/conf.d/orders.toml"), set_section(programs, &directory, place))?;
         let bundle = directory.join("bundle.json");
@@ -89,11 +87,6 @@ impl Host {
             "--out",
             &bundle.display().to_string(),
         ])?;
-        let mut host = Self {
-            name,
-            launcher: launcher::Handle::spawn(&programs.path("demo-launcher"), apart)?,
-            directory,
-        };
         let output = std::process::Command::new(programs.path("eso-vm-applier"))
             .arg("--config")
             .arg(host.etc())
@@ -109,6 +102,20 @@ impl Host {
             host.launcher.ask(&Command::Start(program))?;
         }
         Ok(host)
+    }
+
+    /// A host without our daemons.
+    pub fn bare(programs: &Programs, directory: &Path, place: usize, apart: bool) -> anyhow::Result<Self> {
+        let name = HOSTS[place];
+        let directory = directory.join(name);
+        for folder in ["etc/conf.d", "applications", "logs"] {
+            std::fs::create_dir_all(directory.join(folder))?;
+        }
+        Ok(Self {
+            name,
+            launcher: launcher::Handle::spawn(&programs.path("demo-launcher"), apart)?,
+            directory,
+        })
     }
 
     fn etc(&self) -> PathBuf {
@@ -141,6 +148,11 @@ impl Host {
         place_of(&self.directory)
     }
 
+    /// Where the set lies.
+    pub fn set_directory(&self) -> PathBuf {
+        self.directory.join("run/sets").join(CREDENTIAL)
+    }
+
     /// Starts an application; it is started again whenever it ends.
     pub fn start_application(
         &mut self,
@@ -158,10 +170,10 @@ impl Host {
         flag("pidfile", pidfile(&self.directory, cast.name).display().to_string());
         match cast.adoption {
             Adoption::Reload | Adoption::Reopen => {
-                let run = self.directory.join("run");
                 flag("credential", FILE.into());
-                flag("set-directory", run.join("sets").join(CREDENTIAL).display().to_string());
-                flag("tell", run.join(protocol::reported::SOCKET).display().to_string());
+                flag("set-directory", self.set_directory().display().to_string());
+                let socket = self.directory.join("run").join(protocol::reported::SOCKET);
+                flag("tell", socket.display().to_string());
             }
             Adoption::Restart | Adoption::Manual => flag("credential", self.place().display().to_string()),
         }

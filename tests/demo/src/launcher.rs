@@ -85,7 +85,7 @@ pub fn run() -> anyhow::Result<()> {
         .map(|_| Ok(std::fs::File::open("/dev/null")?.into()))
         .collect::<anyhow::Result<Vec<OwnedFd>>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Launcher::new(reserved)?.serve())
+    runtime.block_on(async { Launcher::new(reserved)?.serve().await })
 }
 
 /// Becomes the program: a session of its own, and the kept descriptors announced to its own process id.

@@ -11,6 +11,7 @@ pub mod host;
 pub mod interrupt;
 pub mod judge;
 pub mod launcher;
+pub mod naive;
 pub mod narrator;
 pub mod programs;
 pub mod protected;

@@ -14,8 +14,11 @@ struct Arguments {
     #[arg(long, default_value = "auto")]
     server: Server,
     /// Only these acts; all unless told.
-    #[arg(long = "act")]
+    #[arg(long = "act", conflicts_with = "naive")]
     acts: Vec<u8>,
+    /// The same rotation as people do it today: write the file, revoke at once. Ends with status 1 when logins failed.
+    #[arg(long)]
+    naive: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -28,8 +31,17 @@ enum Server {
     Pg18,
 }
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+fn main() -> std::process::ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
     tests_demo::interrupt::listen()?;
     let server = match arguments.server {
         Server::Auto => Kind::auto(),
@@ -37,6 +49,11 @@ fn main() -> anyhow::Result<()> {
         Server::Pg18 => Kind::Embedded,
     };
     let terminal = Terminal::default();
+    if arguments.naive {
+        let failed = tests_demo::naive::play(&terminal, Wish { server })?;
+        anyhow::ensure!(failed == 0, "{failed} logins failed");
+        return Ok(());
+    }
     let mut scene = Scene::set(terminal.clone(), Wish { server })?;
     let wanted = |act: u8| arguments.acts.is_empty() || arguments.acts.contains(&act);
     let acts: [(u8, fn(&mut Scene) -> anyhow::Result<()>); 3] =
