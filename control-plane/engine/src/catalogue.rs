@@ -56,7 +56,6 @@ pub(crate) struct Plan {
     stores: BTreeMap<String, serde_json::Value>,
 }
 
-
 /// What a plan becomes.
 #[derive(Clone)]
 pub(crate) struct Equipment {
@@ -98,9 +97,9 @@ impl Plan {
             move |error: SpecError| Unusable { reference, words: error.words }
         };
         let brings = match &self.credential.backing {
-            Backing::Generator(_) => {
-                Brings::Generator(makers.generator(&reference.kind, &self.backing).map_err(unusable(reference))?)
-            }
+            Backing::Generator(_) => Brings::Generator(
+                makers.generator(&reference.kind, &self.backing).map_err(unusable(reference))?,
+            ),
             Backing::Source(_) => {
                 Brings::Source(makers.source(&reference.kind, &self.backing).map_err(unusable(reference))?)
             }
@@ -110,8 +109,7 @@ impl Plan {
             let spec = self.stores.get(&reference.to_string()).cloned().unwrap_or_default();
             let target = store_target_id(reference)
                 .map_err(|words| Unusable { reference: reference.clone(), words })?;
-            stores
-                .insert(target, makers.store_target(&reference.kind, &spec).map_err(unusable(reference))?);
+            stores.insert(target, makers.store_target(&reference.kind, &spec).map_err(unusable(reference))?);
         }
         Ok(Equipment { brings, stores })
     }

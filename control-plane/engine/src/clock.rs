@@ -45,11 +45,8 @@ impl State {
             return self.at;
         }
         self.at = self.at.plus(Millis(passed));
-        self.steady = if passed == steady_ms {
-            self.steady + std::time::Duration::from_millis(passed)
-        } else {
-            steady
-        };
+        self.steady =
+            if passed == steady_ms { self.steady + std::time::Duration::from_millis(passed) } else { steady };
         self.wall = wall;
         self.at
     }

@@ -119,7 +119,9 @@ impl Job {
             EffectKind::Preflight => {
                 Some(Event::Preflighted { effect, outcome: outcome(self.preflight(means).await) })
             }
-            EffectKind::Mint { .. } => Some(Event::Minted { effect, outcome: outcome(self.mint(means).await) }),
+            EffectKind::Mint { .. } => {
+                Some(Event::Minted { effect, outcome: outcome(self.mint(means).await) })
+            }
             EffectKind::Verify { minted_by, .. } => {
                 Some(Event::Verified { effect, outcome: outcome(self.verify(means, *minted_by).await) })
             }
@@ -128,9 +130,10 @@ impl Job {
                 // Silence is not "no sessions": it is asked again.
                 Err(_) => None,
             },
-            EffectKind::EndSessions { minted_by, .. } => {
-                Some(Event::SessionsEnded { effect, outcome: outcome(self.end_sessions(means, *minted_by).await) })
-            }
+            EffectKind::EndSessions { minted_by, .. } => Some(Event::SessionsEnded {
+                effect,
+                outcome: outcome(self.end_sessions(means, *minted_by).await),
+            }),
             EffectKind::Revoke { minted_by, .. } => {
                 Some(Event::Revoked { effect, outcome: outcome(self.revoke(means, *minted_by).await) })
             }

@@ -6,7 +6,7 @@ use backends::SecretValue;
 use lifecycle::{CredentialName, GapId, HolderId, Millis, TargetId, Version};
 use protocol::api::{
     AuditPage, CredentialDetail, CredentialSummary, DryRun, HolderView, HostDetail, HostSummary, Imported,
-    PendingVersion, Problem, Rotated, RolloutView, Status, Why,
+    PendingVersion, Problem, RolloutView, Rotated, Status, Why,
 };
 use protocol::{Frame, HostId, InstallationId, TrustAnchor};
 use store::Store;

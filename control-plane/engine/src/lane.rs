@@ -153,7 +153,8 @@ async fn run(shared: Arc<Shared>, post: Arc<Post>) {
                 }
             }
         }
-        let ids: Vec<EffectId> = batch.iter().map(|(id, ..)| *id).chain(asks.iter().map(|(id, ..)| *id)).collect();
+        let ids: Vec<EffectId> =
+            batch.iter().map(|(id, ..)| *id).chain(asks.iter().map(|(id, ..)| *id)).collect();
         if failed {
             shared.postpone(&ids, Some(retry));
             retry = (retry * 2).min(RETRY_MAX);
@@ -175,7 +176,8 @@ impl Shared {
             .iter()
             .filter(|(_, item)| item.again.is_none_or(|at| at <= now))
             .map(|(id, item)| (*id, item.credential.clone(), item.wanted.clone()));
-        let (mut orders, asks): (Batch, Batch) = due.partition(|(.., wanted)| matches!(wanted, Wanted::Order { .. }));
+        let (mut orders, asks): (Batch, Batch) =
+            due.partition(|(.., wanted)| matches!(wanted, Wanted::Order { .. }));
         orders.sort_by_key(|(.., wanted)| match wanted {
             Wanted::Order { order, .. } => (order.generation, rank(&order.kind)),
             Wanted::Ask { .. } => (lifecycle::Generation::new(0, 0), 0),
@@ -264,7 +266,11 @@ impl Shared {
                     version: *version,
                     effect: *effect,
                 };
-                Some(content.seal(&context, &self.seal_key).map_err(|error| ContentError::Store(error.to_string()))?)
+                Some(
+                    content
+                        .seal(&context, &self.seal_key)
+                        .map_err(|error| ContentError::Store(error.to_string()))?,
+                )
             }
             _ => None,
         };

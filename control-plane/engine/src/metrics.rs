@@ -139,7 +139,13 @@ impl Metrics {
         self.0.hosts.get_or_create(&Phase { phase }).set(count);
     }
 
-    pub(crate) fn totals(&self, pending_versions: i64, stuck: i64, resource_faults: i64, sources_silent: i64) {
+    pub(crate) fn totals(
+        &self,
+        pending_versions: i64,
+        stuck: i64,
+        resource_faults: i64,
+        sources_silent: i64,
+    ) {
         self.0.pending_versions.set(pending_versions);
         self.0.stuck.set(stuck);
         self.0.resource_faults.set(resource_faults);

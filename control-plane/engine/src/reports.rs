@@ -82,7 +82,12 @@ impl World {
             progress.digests.clear();
             progress.shown = 0;
             progress.incomplete = Some(words.clone());
-            batch.audit.push(crate::audit::entry(&format!("host:{id}"), "contradiction", &format!("host/{id}"), words));
+            batch.audit.push(crate::audit::entry(
+                &format!("host:{id}"),
+                "contradiction",
+                &format!("host/{id}"),
+                words,
+            ));
             tracing::warn!(host = %id, %name, %words, "a host contradicts itself");
         } else if progress.incomplete.is_some() && progress.digests.len() >= 2 {
             progress.incomplete = None;

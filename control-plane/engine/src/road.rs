@@ -86,8 +86,7 @@ impl Road for FleetRoad {
         frames: Vec<Frame>,
     ) -> BoxFuture<'a, Result<Frame, PushFailure>> {
         Box::pin(async move {
-            let failed =
-                |error: PushError| PushFailure { code: error.code(), message: error.to_string() };
+            let failed = |error: PushError| PushFailure { code: error.code(), message: error.to_string() };
             self.0.push(host, &frames).await.map_err(failed)
         })
     }

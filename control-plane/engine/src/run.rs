@@ -142,7 +142,9 @@ impl World {
             Inside::Outcome { name, effect, event } => self.ended(turn, batch, &name, effect, event),
             Inside::Reachable { host, reachable } => {
                 self.connected(turn, batch, host, reachable);
-                if let (true, Some(lane)) = (reachable, self.hosts.get(&host).and_then(|host| host.lane.as_ref())) {
+                if let (true, Some(lane)) =
+                    (reachable, self.hosts.get(&host).and_then(|host| host.lane.as_ref()))
+                {
                     lane.returned();
                 }
             }
@@ -174,10 +176,8 @@ impl World {
         name: &CredentialName,
         event: Event,
     ) -> Result<(), HandleError> {
-        let owned = self
-            .owned
-            .get_mut(name)
-            .ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
+        let owned =
+            self.owned.get_mut(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
         let fresh = crate::sources::random_effect()
             .ok_or_else(|| HandleError::Store(RunError::Random.to_string()))?;
         batch.events += 1;
@@ -247,8 +247,7 @@ impl World {
         name: &CredentialName,
         value: backends::SecretValue,
     ) -> Result<Version, HandleError> {
-        let owned =
-            self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
+        let owned = self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
         let invalid = |error: crate::value::ContentError| HandleError::Invalid(error.to_string());
         let content = Content::new(value, &owned.kept.plan.credential.files).map_err(invalid)?;
         content.render().map_err(invalid)?;
@@ -304,7 +303,8 @@ impl World {
         owned.again.remove(&effect);
         let revoked = match &event {
             Event::Revoked { outcome: lifecycle::credential::Outcome::Done, .. } => {
-                let kinds = owned.kept.state.outbox().find(|known| known.id == effect).map(|known| &known.kind);
+                let kinds =
+                    owned.kept.state.outbox().find(|known| known.id == effect).map(|known| &known.kind);
                 match kinds {
                     Some(EffectKind::Revoke { version, minted_by }) => Some((*version, *minted_by)),
                     _ => None,
@@ -339,8 +339,7 @@ impl World {
         }
         for name in self.credentials_on(&target) {
             let target = target.clone();
-            let event =
-                if reachable { Event::Connected { target } } else { Event::Disconnected { target } };
+            let event = if reachable { Event::Connected { target } } else { Event::Disconnected { target } };
             self.apply_or_log(turn, batch, &name, event);
         }
     }
@@ -493,7 +492,12 @@ impl World {
             self.sets.remove(owned.set());
             batch.dirty.remove(name);
             batch.removed.insert(name.clone());
-            batch.audit.push(entry(ENGINE, "removed", &format!("credential/{name}"), "everything of it is retired"));
+            batch.audit.push(entry(
+                ENGINE,
+                "removed",
+                &format!("credential/{name}"),
+                "everything of it is retired",
+            ));
             for host in owned.lanes {
                 if let Some(lane) = self.hosts.get(&host).and_then(|host| host.lane.as_ref()) {
                     lane.want(name, BTreeMap::new());
@@ -506,9 +510,10 @@ impl World {
         let now = self.clock.now();
         let due = self.owned.values().filter_map(|owned| owned.kept.state.next_due(now)).min();
         let due = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.since(now).0.max(1)));
-        let retries = self.owned.values().flat_map(|owned| {
-            owned.again.values().chain(owned.store_again.values()).map(|(at, _)| *at)
-        });
+        let retries = self
+            .owned
+            .values()
+            .flat_map(|owned| owned.again.values().chain(owned.store_again.values()).map(|(at, _)| *at));
         let retry = retries.min().map_or(SLEEP_MAX, |at| {
             at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
         });
@@ -561,7 +566,11 @@ impl World {
     async fn begin_epoch(&mut self, batch: &mut Batch, counter: u32) -> Result<(), RunError> {
         let before = self.epoch;
         self.epoch = self.means.store.begin_epoch(counter).await?;
-        tracing::error!(before = before.counter, now = self.epoch.counter, "the store was reverted: a new epoch begins");
+        tracing::error!(
+            before = before.counter,
+            now = self.epoch.counter,
+            "the store was reverted: a new epoch begins"
+        );
         let words = "a host carries our own signature on an acknowledgement that this store never gave: the store was reverted";
         batch.audit.push(entry(ENGINE, "new_epoch", "installation", words));
         let mut turn = Turn { now: self.clock.now() };
@@ -593,8 +602,7 @@ impl World {
         let mut credentials = Vec::with_capacity(batch.dirty.len());
         for name in &batch.dirty {
             let Some(owned) = self.owned.get(name) else { continue };
-            let state =
-                serde_json::to_string(&owned.kept).map_err(|_| RunError::State(name.clone()))?;
+            let state = serde_json::to_string(&owned.kept).map_err(|_| RunError::State(name.clone()))?;
             credentials.push(CredentialRow { name: name.clone(), revision: owned.revision, state });
         }
         let hosts = batch.hosts.iter().filter_map(|id| {
@@ -612,7 +620,8 @@ impl World {
 
     /// Carries an effect out, unless that is under way.
     fn execute(&mut self, name: &CredentialName, effect: Effect) {
-        let foreign = if matches!(effect.kind, EffectKind::Sweep) { self.foreign(name) } else { BTreeSet::new() };
+        let foreign =
+            if matches!(effect.kind, EffectKind::Sweep) { self.foreign(name) } else { BTreeSet::new() };
         let adopts_unknown = self.adopts_unknown(name);
         let Some(owned) = self.owned.get_mut(name) else { return };
         // Without its backend nothing can be asked; it is tried again when the resource is right.
@@ -660,7 +669,8 @@ impl World {
         let Some(owned) = self.owned.get(name) else { return false };
         let backing = owned.kept.plan.credential.backing.reference();
         let sharing = self.owned.iter();
-        let mut sharing = sharing.filter(|(_, owned)| owned.kept.plan.credential.backing.reference() == backing);
+        let mut sharing =
+            sharing.filter(|(_, owned)| owned.kept.plan.credential.backing.reference() == backing);
         sharing.next().is_some_and(|(first, _)| first == name)
     }
 
@@ -697,7 +707,8 @@ impl World {
     fn send_stores(&mut self) {
         let now = Instant::now();
         for (name, owned) in &mut self.owned {
-            let Some(equipment) = owned.equipment.as_ref().filter(|equipment| !equipment.stores.is_empty()) else {
+            let Some(equipment) = owned.equipment.as_ref().filter(|equipment| !equipment.stores.is_empty())
+            else {
                 continue;
             };
             for (target, store_target) in &equipment.stores {
@@ -705,7 +716,8 @@ impl World {
                 if waits || owned.at_store.contains(target) {
                     continue;
                 }
-                let Some(task) = next_task(owned.kept.state.outbox(), owned.kept.state.epoch(), target) else {
+                let Some(task) = next_task(owned.kept.state.outbox(), owned.kept.state.epoch(), target)
+                else {
                     continue;
                 };
                 owned.at_store.insert(target.clone());

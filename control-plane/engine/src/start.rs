@@ -59,7 +59,9 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A stored state is not one of this program.
-    #[error("failed to read the stored state of {name}: {why}; restore a backup, or start the program that wrote it")]
+    #[error(
+        "failed to read the stored state of {name}: {why}; restore a backup, or start the program that wrote it"
+    )]
     State {
         /// Of which credential.
         name: CredentialName,
@@ -263,7 +265,9 @@ impl World {
                 let targets = owned.kept.state.targets();
                 targets.filter(|view| !view.retired).map(|view| view.target).collect::<BTreeSet<_>>()
             });
-            for target in retired.iter().filter(|target| known.as_ref().is_some_and(|known| known.contains(*target))) {
+            for target in
+                retired.iter().filter(|target| known.as_ref().is_some_and(|known| known.contains(*target)))
+            {
                 self.apply_or_log(&mut turn, &mut batch, name, Event::HostRetired { target: target.clone() });
             }
             self.select(&mut turn, &mut batch, name);
@@ -295,7 +299,8 @@ impl World {
     pub(crate) fn take_resources(&mut self, turn: &mut Turn, batch: &mut Batch, mut resources: Resources) {
         let wanted: Vec<CredentialName> = resources.credentials.keys().cloned().collect();
         for name in wanted {
-            let plan = resources.credentials.get(&name).and_then(|credential| Plan::of(credential, &resources));
+            let plan =
+                resources.credentials.get(&name).and_then(|credential| Plan::of(credential, &resources));
             let Some(plan) = plan else { continue };
             let equipment = match plan.equip(self.makers.as_ref()) {
                 Ok(equipment) => equipment,
@@ -335,10 +340,15 @@ impl World {
         let set = &plan.credential.set;
         if let Some(owned) = self.owned.get(name) {
             if owned.kept.state.is_deleted() {
-                return Some(format!("{name} was deleted and is being withdrawn; wait until it is gone, or use another name"));
+                return Some(format!(
+                    "{name} was deleted and is being withdrawn; wait until it is gone, or use another name"
+                ));
             }
             if owned.set() != set {
-                return Some(format!("the set of {name} is {} and cannot change; make another credential", owned.set()));
+                return Some(format!(
+                    "the set of {name} is {} and cannot change; make another credential",
+                    owned.set()
+                ));
             }
         }
         let other = self.sets.get(set).filter(|other| *other != name)?;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use backends::{Failure, Mark, StoreTarget, Stored};
 use lifecycle::report::Refused;
-use lifecycle::{CredentialName, EffectId, Epoch, Evidence, Generation, Order, OrderKind, SetReport, Version};
+use lifecycle::{
+    CredentialName, EffectId, Epoch, Evidence, Generation, Order, OrderKind, SetReport, Version,
+};
 use serde::{Deserialize, Serialize};
 use store::Store;
 

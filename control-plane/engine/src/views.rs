@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use lifecycle::credential::view::{Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView};
+use lifecycle::credential::view::{
+    Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView,
+};
 use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage};
 use lifecycle::{CredentialName, Evidence, Millis, SetReport, TargetId, Version};
+use protocol::api::AuditPage;
 use protocol::api::view::{
     AuditEntry, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary, DeliveryPhase,
     DeliveryView, DryRun, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion,
     ResourceFault, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase, Why,
 };
-use protocol::api::AuditPage;
 use protocol::{HostId, UnixMillis};
 use store::Store;
 
@@ -25,7 +27,9 @@ const AUDIT_ROWS_MAX: u32 = 1000;
 pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
     let (code, action) = match illegal {
         IllegalEvent::Starting => ("starting", "try again in a moment"),
-        IllegalEvent::TooManyLive { .. } => ("too_many_live", "see `esoctl pending` for what keeps the old versions"),
+        IllegalEvent::TooManyLive { .. } => {
+            ("too_many_live", "see `esoctl pending` for what keeps the old versions")
+        }
         IllegalEvent::UnknownVersion(_) => ("unknown_version", "see `esoctl credential show`"),
         IllegalEvent::UnknownTarget(_) => ("unknown_target", "see `esoctl host list`"),
         IllegalEvent::UnknownHolder { .. } => ("unknown_holder", "see `esoctl holders list`"),
@@ -362,7 +366,8 @@ impl World {
             reasons.push("it would wait until the targets have answered".to_owned());
         }
         if let Some(version) = owned.kept.state.rollout().map(|rollout| rollout.version) {
-            let what = version.map_or_else(|| "another version".to_owned(), |version| format!("version {version}"));
+            let what =
+                version.map_or_else(|| "another version".to_owned(), |version| format!("version {version}"));
             reasons.push(format!("it would wait for the end of the rollout of {what}"));
         }
         if owned.equipment.is_none() {

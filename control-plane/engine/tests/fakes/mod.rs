@@ -1,0 +1,794 @@
+//! Hosts that run the real machine of `lifecycle::host` behind a road without sockets, a server that mints and
+//! revokes, and applications that are checked against it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use backends::{Answer, Failure, Generator, Mark, Marked, SecretValue, Source, SpecError, StoreTarget};
+use engine::{Engine, Handle, Makers, PushFailure, Road, Settings};
+use futures_util::future::BoxFuture;
+use lifecycle::credential::{Authority, Overlap};
+use lifecycle::host::{self, By, Digest, HostEffect, HostEvent, HostInput, Life, Rules, SetState};
+use lifecycle::report::Holder;
+use lifecycle::{
+    ConsumerName, CredentialName, EffectId, Evidence, HolderId, Millis, SetName, SetReport, Version,
+};
+use protocol::order::{self, Body};
+use protocol::report::{Outcome, Receipt, Report};
+use protocol::{
+    Frame, HostId, InstallationId, OpeningKey, SigningKey, TrustAnchor, UnixMillis, VerifyingKey,
+};
+use store::{Audit, KeyEncryptionKey, NewHost, NewToken, Steps, Store, Value};
+use tokio::sync::mpsc;
+
+/// The server that roles live on.
+#[derive(Default)]
+pub struct Server {
+    pub roles: BTreeMap<EffectId, Role>,
+    pub violations: Vec<String>,
+    pub minted: u32,
+    pub revoked: u32,
+    /// Operations that were refused once already, when every one is to fail once.
+    failed: BTreeSet<(&'static str, EffectId)>,
+    pub fail_once: bool,
+    /// Passwords that applications have loaded right now, by host.
+    pub loaded: HashMap<HostId, String>,
+}
+
+pub struct Role {
+    pub password: String,
+    pub alive: bool,
+    mark: Mark,
+}
+
+#[derive(Clone, Default)]
+pub struct FakeGenerator(pub Arc<Mutex<Server>>);
+
+impl FakeGenerator {
+    fn once(&self, what: &'static str, effect: EffectId) -> Result<(), Failure> {
+        let mut server = self.0.lock().unwrap();
+        if server.fail_once && server.failed.insert((what, effect)) {
+            return Err(Failure::retry("not this time"));
+        }
+        Ok(())
+    }
+}
+
+impl Generator for FakeGenerator {
+    fn overlap(&self) -> Overlap {
+        Overlap::Versions
+    }
+
+    fn authority(&self) -> Authority {
+        Authority::Revokes
+    }
+
+    fn preflight<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
+        Box::pin(async move { self.once("preflight", mark.effect) })
+    }
+
+    fn new_value(&self, effect: EffectId) -> Result<SecretValue, Failure> {
+        let password = format!("canary-{}-{effect}", uuid());
+        let user = format!("u{effect}");
+        Ok(SecretValue::new().with("username", user.as_bytes()).with("password", password.as_bytes()))
+    }
+
+    fn mint<'a>(&'a self, mark: &'a Mark, chosen: &'a SecretValue) -> Answer<'a, Option<SecretValue>> {
+        Box::pin(async move {
+            self.once("mint", mark.effect)?;
+            let password = chosen.expose_text("password").unwrap().to_owned();
+            let mut server = self.0.lock().unwrap();
+            match server.roles.get(&mark.effect) {
+                Some(role) if role.password != password => {
+                    server.violations.push(format!("{} was minted twice with two values", mark.effect));
+                }
+                Some(_) => {}
+                None => {
+                    server.minted += 1;
+                    server.roles.insert(mark.effect, Role { password, alive: true, mark: mark.clone() });
+                }
+            }
+            drop(server);
+            Ok(None)
+        })
+    }
+
+    fn verify<'a>(&'a self, effect: EffectId, value: &'a SecretValue) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.once("verify", effect)?;
+            let server = self.0.lock().unwrap();
+            let password = value.expose_text("password").unwrap_or_default();
+            match server.roles.get(&effect) {
+                Some(role) if role.alive && role.password == password => Ok(()),
+                _ => Err(Failure::refused("the server refuses the login")),
+            }
+        })
+    }
+
+    fn sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, Option<u32>> {
+        Box::pin(async move {
+            self.once("sessions", effect)?;
+            Ok(Some(0))
+        })
+    }
+
+    fn end_sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, ()> {
+        Box::pin(async move { self.once("end_sessions", effect) })
+    }
+
+    fn revoke<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.once("revoke", effect)?;
+            let mut server = self.0.lock().unwrap();
+            let loaded: Vec<String> = server.loaded.values().cloned().collect();
+            let used = server.roles.get(&effect).is_some_and(|role| loaded.contains(&role.password));
+            if used {
+                server.violations.push(format!("{effect} was revoked while an application had it"));
+            }
+            if let Some(role) = server.roles.get_mut(&effect)
+                && role.alive
+            {
+                role.alive = false;
+                server.revoked += 1;
+            }
+            drop(server);
+            Ok(())
+        })
+    }
+
+    fn orphans<'a>(&'a self, _: &'a str) -> Answer<'a, Vec<Marked>> {
+        Box::pin(async move {
+            let server = self.0.lock().unwrap();
+            let alive = server.roles.values().filter(|role| role.alive);
+            Ok(alive.map(|role| Marked { mark: role.mark.clone(), name: "role".into() }).collect())
+        })
+    }
+}
+
+fn uuid() -> String {
+    hex::encode(VersionKeyBytes::draw())
+}
+
+struct VersionKeyBytes;
+
+impl VersionKeyBytes {
+    fn draw() -> [u8; 8] {
+        let mut bytes = [0; 8];
+        aws_lc_rs::rand::fill(&mut bytes).unwrap();
+        bytes
+    }
+}
+
+/// Makes the fake generator whatever is asked for.
+pub struct FakeMakers(pub FakeGenerator);
+
+impl Makers for FakeMakers {
+    fn generator(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
+        Ok(Arc::new(self.0.clone()))
+    }
+
+    fn source(&self, kind: &str, spec: &serde_json::Value) -> Result<Arc<dyn Source>, SpecError> {
+        let secrets = Arc::new(backends::SecretsDirectory::new("/nonexistent"));
+        backends::build_source(kind, spec, secrets)
+    }
+
+    fn store_target(&self, kind: &str, _: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
+        Err(SpecError { kind: kind.to_owned(), words: "no store here".to_owned() })
+    }
+}
+
+/// One host: the real machine of each set, one application.
+pub struct FakeHost {
+    pub id: HostId,
+    pub name: String,
+    report_key: SigningKey,
+    opening_key: OpeningKey,
+    anchor: TrustAnchor,
+    began: Instant,
+    sets: BTreeMap<SetName, SetState>,
+    links: BTreeMap<SetName, Version>,
+    files: BTreeMap<(SetName, Version), String>,
+    /// What the application loaded at the start of its life.
+    loaded: Option<(Version, String)>,
+    life: u32,
+    pub restarts: u32,
+    /// Versions' passwords that the application cannot use.
+    pub bad: BTreeSet<String>,
+    /// The application cannot use any version but the one that it has.
+    pub refuses_anything_new: bool,
+    good: Option<String>,
+    sequence: u64,
+    acknowledged: Option<Frame>,
+    reported: Option<BTreeMap<SetName, SetReport>>,
+    /// While set, nothing reaches it and nothing comes from it.
+    pub frozen: bool,
+    server: Arc<Mutex<Server>>,
+}
+
+fn app() -> ConsumerName {
+    ConsumerName::new("orders.service").unwrap()
+}
+
+impl FakeHost {
+    fn new(name: &str, anchor: TrustAnchor, server: Arc<Mutex<Server>>) -> Self {
+        let report_key = SigningKey::generate().unwrap();
+        Self {
+            id: HostId::of(&report_key.public()),
+            name: name.to_owned(),
+            report_key,
+            opening_key: OpeningKey::generate().unwrap(),
+            anchor,
+            began: Instant::now(),
+            sets: BTreeMap::new(),
+            links: BTreeMap::new(),
+            files: BTreeMap::new(),
+            loaded: None,
+            life: 1,
+            restarts: 0,
+            bad: BTreeSet::new(),
+            refuses_anything_new: false,
+            good: None,
+            sequence: 0,
+            acknowledged: None,
+            reported: None,
+            frozen: false,
+            server,
+        }
+    }
+
+    fn input(&self) -> HostInput {
+        HostInput { boot: Millis(u64::try_from(self.began.elapsed().as_millis()).unwrap()) }
+    }
+
+    fn know(&mut self, set: &SetName) {
+        if !self.sets.contains_key(set) {
+            self.sets.insert(set.clone(), SetState::default());
+            self.give(set, HostEvent::Started { rebooted: false, link: None, files: BTreeSet::new() });
+            let consumers = BTreeMap::from([(app(), By::Permit)]);
+            self.give(set, HostEvent::Policy(Some(Rules { consumers })));
+        }
+    }
+
+    fn give(&mut self, set: &SetName, event: HostEvent) -> Option<host::Answer> {
+        let mut events = vec![event];
+        let mut answered = None;
+        while let Some(event) = events.pop() {
+            let state = self.sets.get(set).cloned().unwrap_or_default();
+            let (state, effects) = host::step(state, self.input(), event);
+            self.sets.insert(set.clone(), state);
+            let mut outcomes = Vec::new();
+            for effect in effects {
+                match effect {
+                    HostEffect::Answer(answer) => answered = Some(answer),
+                    other => outcomes.extend(self.carry_out(set, other)),
+                }
+            }
+            events.extend(outcomes.into_iter().rev());
+        }
+        answered
+    }
+
+    fn carry_out(&mut self, set: &SetName, effect: HostEffect) -> Vec<HostEvent> {
+        match effect {
+            HostEffect::Answer(_) => vec![],
+            HostEffect::Write { version } => vec![HostEvent::Written { version }],
+            HostEffect::Flip { version } => {
+                assert!(self.files.contains_key(&(set.clone(), version)), "a flip without files");
+                self.links.insert(set.clone(), version);
+                vec![HostEvent::Flipped { version }]
+            }
+            HostEffect::Unlink { version } => {
+                self.files.remove(&(set.clone(), version));
+                vec![HostEvent::Unlinked { version }]
+            }
+            HostEffect::Seal { version, withdraw, .. } => {
+                if self.loaded.as_ref().is_some_and(|(loaded, _)| *loaded == version) {
+                    return vec![HostEvent::NotGone { version, reason: "held".to_owned() }];
+                }
+                if withdraw && self.links.get(set) == Some(&version) {
+                    self.links.remove(set);
+                }
+                self.files.remove(&(set.clone(), version));
+                vec![HostEvent::Unlinked { version }, HostEvent::Gone { version }]
+            }
+            HostEffect::Look { turn, consumer } => {
+                vec![HostEvent::Looked {
+                    turn,
+                    consumer,
+                    life: Some(self.life()),
+                    healthy: self.is_healthy(),
+                }]
+            }
+            HostEffect::Adopt { turn, consumer, was, .. } => {
+                if was == Some(self.life()) {
+                    self.restart(set);
+                }
+                vec![HostEvent::TookUp { turn, consumer, life: self.life() }]
+            }
+            HostEffect::Settle { turn, consumer, .. } => vec![if self.is_healthy() {
+                HostEvent::Healthy { turn, consumer }
+            } else {
+                HostEvent::Unhealthy { turn, consumer, reason: "exited 1".to_owned() }
+            }],
+        }
+    }
+
+    fn life(&self) -> Life {
+        Life(self.life.to_string())
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.loaded.as_ref().is_none_or(|(_, password)| {
+            !self.bad.contains(password)
+                && (!self.refuses_anything_new || self.good.as_ref() == Some(password))
+        })
+    }
+
+    fn restart(&mut self, set: &SetName) {
+        self.restarts += 1;
+        self.life += 1;
+        let link = self.links.get(set).copied();
+        self.loaded = link.and_then(|version| {
+            let password = self.files.get(&(set.clone(), version))?;
+            Some((version, password.clone()))
+        });
+        if !self.refuses_anything_new {
+            self.good = self.loaded.as_ref().map(|(_, password)| password.clone());
+        }
+        let mut server = self.server.lock().unwrap();
+        match &self.loaded {
+            Some((version, password)) => {
+                let alive = server.roles.values().any(|role| role.alive && &role.password == password);
+                if !alive {
+                    let name = &self.name;
+                    server.violations.push(format!("{name} started with the dead version {version}"));
+                }
+                server.loaded.insert(self.id, password.clone());
+            }
+            None => drop(server.loaded.remove(&self.id)),
+        }
+    }
+
+    /// The application ends: nobody holds anything on this host any more.
+    pub fn stop_application(&mut self) {
+        self.loaded = None;
+        self.life += 1;
+        self.server.lock().unwrap().loaded.remove(&self.id);
+    }
+
+    /// Whether something changed by time alone.
+    fn tick(&mut self) {
+        let now = self.input().boot;
+        let due: Vec<SetName> = self
+            .sets
+            .iter()
+            .filter(|(_, state)| state.next_due().is_some_and(|due| due <= now) || state.has_open_seals())
+            .map(|(set, _)| set.clone())
+            .collect();
+        for set in due {
+            self.give(&set, HostEvent::Tick);
+            self.give(&set, HostEvent::Recheck);
+        }
+    }
+
+    fn take(&mut self, frames: &[Frame]) -> Frame {
+        let mut receipts = Vec::new();
+        for frame in frames {
+            receipts.push(self.take_one(frame));
+        }
+        self.report(receipts)
+    }
+
+    fn take_one(&mut self, frame: &Frame) -> Receipt {
+        let now = UnixMillis::now();
+        let verified = match order::verify(frame, &self.anchor, self.id, now) {
+            Ok(verified) => verified,
+            Err(error) => {
+                self.server.lock().unwrap().violations.push(format!("a host refuses our frame: {error}"));
+                let outcome = Outcome::Refused { code: error.code().into(), message: error.to_string() };
+                return Receipt { frame: frame.digest(), order: None, outcome };
+            }
+        };
+        let identity = verified.identity();
+        let answer = match &verified.payload().body {
+            Body::Ask(ask) => {
+                let mut last = None;
+                for (set, question) in &ask.questions {
+                    self.know(set);
+                    let epoch = verified.payload().epoch;
+                    last = self.give(set, HostEvent::Asked { epoch, question: *question });
+                }
+                last
+            }
+            Body::Set(set_order) => {
+                self.know(&set_order.set);
+                let digest = set_order.stage.as_ref().map(|stage| Digest(format!("{:?}", stage.digests)));
+                if set_order.stage.is_some() {
+                    let staged = verified.open_stage(&self.opening_key).unwrap();
+                    let file = protocol::FileName::new("password").unwrap();
+                    let password = String::from_utf8(staged.files()[&file].expose().to_vec()).unwrap();
+                    let version = set_order.order.kind.version();
+                    self.files.entry((set_order.set.clone(), version)).or_insert(password);
+                }
+                let age = Some(Millis(verified.age_ms(now)));
+                self.give(&set_order.set, HostEvent::Order { order: set_order.order.clone(), digest, age })
+            }
+            Body::Rekey(_) => None,
+        };
+        let outcome = match answer {
+            Some(host::Answer::Refused { code, message }) => {
+                Outcome::Refused { code: code.word().to_owned(), message }
+            }
+            _ => Outcome::Accepted { again: false },
+        };
+        Receipt { frame: frame.digest(), order: Some(identity), outcome }
+    }
+
+    fn snapshots(&self) -> BTreeMap<SetName, SetReport> {
+        let holders: Vec<Holder> = self
+            .loaded
+            .iter()
+            .map(|(version, _)| Holder {
+                id: HolderId::new(format!("proc:1:{}", self.life)).unwrap(),
+                version: *version,
+                consumer: Some(app()),
+                evidence: Evidence::Declared,
+                description: "the application".to_owned(),
+            })
+            .collect();
+        let snapshot = |state: &SetState| SetReport {
+            evidence: Evidence::Declared,
+            holders: holders.clone(),
+            ..state.report()
+        };
+        self.sets.iter().map(|(set, state)| (set.clone(), snapshot(state))).collect()
+    }
+
+    fn report(&mut self, receipts: Vec<Receipt>) -> Frame {
+        self.sequence += 1;
+        let snapshots = self.snapshots();
+        self.reported = Some(snapshots.clone());
+        let numbered = snapshots
+            .into_iter()
+            .map(|(set, report)| (set, SetReport { sequence: self.sequence, ..report }))
+            .collect();
+        let report = Report {
+            installation: self.anchor.installation,
+            host: self.id,
+            epoch: None,
+            sequence: self.sequence,
+            boot_id: "boot".to_owned(),
+            taken_at: UnixMillis::now(),
+            up_ms: 0,
+            acknowledged: self.acknowledged.clone(),
+            sets: numbered,
+            digests: BTreeMap::new(),
+            receipts,
+            means: Vec::new(),
+            notices: Vec::new(),
+        };
+        report.sign(&self.report_key).unwrap()
+    }
+
+    fn changed(&self) -> bool {
+        self.reported.as_ref() != Some(&self.snapshots())
+    }
+
+    fn acknowledged(&mut self, frame: Frame) {
+        let ack = protocol::ack::verify(&frame, &self.anchor, self.id).unwrap();
+        for (set, dead) in ack.dead {
+            self.give(&set, HostEvent::Acknowledged { epoch: ack.epoch, dead });
+        }
+        self.acknowledged = Some(frame);
+    }
+}
+
+/// All hosts, and the road to them.
+pub struct FakeRoad {
+    pub hosts: BTreeMap<HostId, Arc<Mutex<FakeHost>>>,
+    /// Each push arrives twice.
+    pub twice: bool,
+    /// Of each host every second push is lost, the answer of every third.
+    pub lossy: bool,
+    pushes: Mutex<BTreeMap<HostId, u32>>,
+}
+
+impl Road for FakeRoad {
+    fn keep(&self, _: &fleet::HostAddress) {}
+
+    fn forget(&self, _: &HostId) {}
+
+    fn nudge(&self, _: &HostId) {}
+
+    fn push<'a>(
+        &'a self,
+        address: &'a fleet::HostAddress,
+        frames: Vec<Frame>,
+    ) -> BoxFuture<'a, Result<Frame, PushFailure>> {
+        Box::pin(async move {
+            let lost = || PushFailure { code: "lost", message: "lost".to_owned() };
+            let number = {
+                let mut pushes = self.pushes.lock().unwrap();
+                let count = pushes.entry(address.host).or_insert(0);
+                *count += 1;
+                *count
+            };
+            if self.lossy && number % 2 == 0 {
+                return Err(lost());
+            }
+            let mut host = self.hosts[&address.host].lock().unwrap();
+            if host.frozen {
+                return Err(lost());
+            }
+            let report = host.take(&frames);
+            if self.twice {
+                return Ok(host.take(&frames));
+            }
+            if self.lossy && number % 3 == 0 {
+                return Err(lost());
+            }
+            Ok(report)
+        })
+    }
+}
+
+/// Everything but the engine: it survives the engine's death.
+pub struct Stage {
+    pub directory: tempfile::TempDir,
+    pub server: Arc<Mutex<Server>>,
+    pub road: Arc<FakeRoad>,
+    pub anchor: TrustAnchor,
+    order_seed: [u8; 32],
+    handle: Arc<Mutex<Option<Handle>>>,
+    reachable: Arc<Mutex<Option<mpsc::Sender<(HostId, bool)>>>>,
+    pump: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+pub fn name() -> CredentialName {
+    CredentialName::new("orders-db").unwrap()
+}
+
+pub const CREDENTIAL: &str = "apiVersion: generators.external-secrets.io/v1alpha1
+kind: Password
+metadata: {name: p}
+spec: {}
+---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: {name: orders-db}
+spec:
+  generator: {kind: Password, name: p}
+  targets:
+    hosts:
+      matchLabels: {app: orders}
+  files:
+    password: \"{{ .password }}\"
+    url: \"db://{{ .username }}:{{ .password }}@host\"
+  policy:
+    barrier: 500ms
+    flipIn: 60ms
+    startWait: 500ms
+    grace: 0s
+    adoptWithin: 20s
+    retryPauseMax: 40ms
+    sampleEvery: 50ms
+";
+
+impl Stage {
+    pub async fn new(hosts: usize) -> Self {
+        Self::with(hosts, false, false).await
+    }
+
+    pub async fn with(hosts: usize, twice: bool, lossy: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("resources")).unwrap();
+        std::fs::write(directory.path().join("resources/orders.yaml"), CREDENTIAL).unwrap();
+        KeyEncryptionKey::generate().unwrap().write_file(&directory.path().join("key")).unwrap();
+        let store = open(directory.path(), Steps::default()).await;
+        let order_key = SigningKey::generate().unwrap();
+        let anchor = TrustAnchor {
+            installation: InstallationId(store.installation()),
+            rekeys: 0,
+            order_key: order_key.public(),
+            root_key: None,
+        };
+        let server = Arc::new(Mutex::new(Server::default()));
+        let mut all = BTreeMap::new();
+        for number in 0..hosts {
+            let host = FakeHost::new(&format!("h{number}"), anchor.clone(), server.clone());
+            enrol(&store, &host).await;
+            all.insert(host.id, Arc::new(Mutex::new(host)));
+        }
+        let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default() });
+        let handle = Arc::new(Mutex::new(None));
+        let reachable = Arc::new(Mutex::new(None));
+        let pump = tokio::spawn(pump(road.clone(), handle.clone(), reachable.clone()));
+        let order_seed = *order_key.expose_seed().unwrap();
+        Self { directory, server, road, anchor, order_seed, handle, reachable, pump }
+    }
+
+    pub async fn start(&self, steps: Steps) -> Engine {
+        self.try_start(steps).await.unwrap()
+    }
+
+    /// Fails when the store ends at a step of the start itself.
+    pub async fn try_start(&self, steps: Steps) -> Option<Engine> {
+        let (tell, reachable) = mpsc::channel(1024);
+        let store = open(self.directory.path(), steps).await;
+        let settings = Settings {
+            store,
+            order_key: Arc::new(SigningKey::from_seed(&self.order_seed).unwrap()),
+            anchor: self.anchor.clone(),
+            earlier_keys: Vec::<VerifyingKey>::new(),
+            resources: self.resources(),
+            makers: Arc::new(FakeMakers(FakeGenerator(self.server.clone()))),
+            road: self.road.clone(),
+            reachable,
+        };
+        let engine = Engine::start(settings).await.ok()?;
+        *self.handle.lock().unwrap() = Some(engine.handle().clone());
+        *self.reachable.lock().unwrap() = Some(tell);
+        Some(engine)
+    }
+
+    /// Ends an engine and lets go of its database.
+    pub async fn kill(&self, engine: Engine) {
+        *self.handle.lock().unwrap() = None;
+        *self.reachable.lock().unwrap() = None;
+        engine.stop().await;
+    }
+
+    /// Copies the database while the engine runs.
+    pub async fn backup(&self, to: &Path) {
+        let source = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
+        source.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
+    }
+
+    /// Puts an older copy of the database in place, as somebody would behind our back.
+    pub async fn revert(&self, from: &Path) {
+        drop(open(self.directory.path(), Steps::default()).await);
+        let end = Instant::now() + Duration::from_secs(10);
+        let state = self.directory.path().join("state.db");
+        // The last handle closes the file a moment later.
+        while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        std::fs::copy(from, state).unwrap();
+    }
+
+    pub fn resources(&self) -> PathBuf {
+        self.directory.path().join("resources")
+    }
+
+    pub fn host(&self, number: usize) -> Arc<Mutex<FakeHost>> {
+        let named = format!("h{number}");
+        let found = self.road.hosts.values().find(|host| host.lock().unwrap().name == named);
+        found.unwrap().clone()
+    }
+
+    pub fn assert_sound(&self) {
+        let server = self.server.lock().unwrap();
+        assert_eq!(server.violations, Vec::<String>::new());
+    }
+
+    /// Roles that are alive at the server.
+    pub fn alive(&self) -> usize {
+        self.server.lock().unwrap().roles.values().filter(|role| role.alive).count()
+    }
+}
+
+/// The applications' daemons: time passes on the hosts, and what changed is reported.
+async fn pump(
+    road: Arc<FakeRoad>,
+    handle: Arc<Mutex<Option<Handle>>>,
+    reachable: Arc<Mutex<Option<mpsc::Sender<(HostId, bool)>>>>,
+) {
+    let mut told: HashMap<HostId, bool> = HashMap::new();
+    let mut last = None;
+    loop {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let tell = reachable.lock().unwrap().clone();
+        if let Some(tell) = &tell {
+            // A new engine knows nobody.
+            if last.as_ref().is_none_or(|last: &mpsc::Sender<_>| !last.same_channel(tell)) {
+                told.clear();
+                last = Some(tell.clone());
+            }
+        }
+        for (id, host) in &road.hosts {
+            let (frozen, frame) = {
+                let mut host = host.lock().unwrap();
+                if !host.frozen {
+                    host.tick();
+                }
+                let frame =
+                    (!host.frozen && host.changed() && host.sequence > 0).then(|| host.report(vec![]));
+                (host.frozen, frame)
+            };
+            if let Some(tell) = &tell
+                && told.insert(*id, !frozen) != Some(!frozen)
+            {
+                let _ = tell.send((*id, !frozen)).await;
+            }
+            let engine = handle.lock().unwrap().clone();
+            let (Some(frame), Some(engine)) = (frame, engine) else { continue };
+            if let Ok(ack) = engine.report(frame, *id).await {
+                host.lock().unwrap().acknowledged(ack);
+            } else {
+                host.lock().unwrap().reported = None;
+            }
+        }
+    }
+}
+
+pub async fn open(directory: &Path, steps: Steps) -> Store {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let key = KeyEncryptionKey::from_file(&directory.join("key")).unwrap();
+        match Store::open_with(directory.join("state.db"), key, steps.clone()).await {
+            Ok(store) => return store,
+            Err(store::OpenError::Locked { .. }) if Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn enrol(store: &Store, host: &FakeHost) {
+    let token = NewToken {
+        id: host.name.clone(),
+        secret: Value::new(vec![]),
+        host_name: host.name.clone(),
+        created_ms: 0,
+        expires_ms: u64::MAX / 4,
+    };
+    store.issue_token(token, Audit::default()).await.unwrap();
+    let mut labels = BTreeMap::from([("app".to_owned(), "orders".to_owned())]);
+    labels.insert("host".to_owned(), host.name.clone());
+    let row = NewHost {
+        id: host.id.to_string(),
+        name: host.name.clone(),
+        labels,
+        address: "127.0.0.1:1".to_owned(),
+        verify_key: host.report_key.public().0.to_vec(),
+        seal_key: host.opening_key.public().0.to_vec(),
+        spki: "00".repeat(32),
+    };
+    assert!(store.enrol(&host.name, row, 1, Audit::default()).await.unwrap());
+}
+
+/// Waits until `is` holds, looking again after every commit; says what was there at the deadline.
+pub async fn until(handle: &Handle, seconds: u64, what: &str, is: impl AsyncFn(&Handle) -> bool) {
+    let mut changes = handle.changes();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !is(handle).await {
+        if Instant::now() > end {
+            let detail = handle.credential(&name()).await;
+            let pending = handle.pending().await;
+            panic!("not within {seconds} s: {what}\n{detail:#?}\n{pending:#?}");
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(100), changes.changed()).await;
+    }
+}
+
+/// Whether `version` is the active one, adopted everywhere, and every older one is retired.
+pub async fn settled(handle: &Handle, number: u32) -> bool {
+    use protocol::api::view::VersionPhase::{Active, Retired};
+    let Ok(detail) = handle.credential(&name()).await else { return false };
+    let wanted = Version::new(1, number);
+    detail.rollout.is_none()
+        && detail.summary.current == Some(wanted)
+        && detail
+            .versions
+            .iter()
+            .all(|view| if view.version == wanted { view.phase == Active } else { view.phase == Retired })
+}
