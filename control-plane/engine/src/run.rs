@@ -87,10 +87,6 @@ pub(crate) async fn run(
             let Some(message) = next else { break };
             world.take(&mut turn, &mut batch, message).await?;
             next = inbox.try_recv().ok();
-            if let (Some(message), true) = (next.as_ref(), batch.new_epoch.is_some()) {
-                // Everything after this belongs to the new life.
-                let _ = message;
-            }
         }
         if let Some(message) = next {
             world.take(&mut turn, &mut batch, message).await?;
@@ -154,7 +150,10 @@ impl World {
                     owned.kept.revisions.extend(revision.map(|revision| (value, revision)));
                 }
                 let taken = taken.is_ok();
-                batch.answers.push(Box::new(move |_| drop(reply.send(taken))));
+                batch.answers.push(Box::new(move |_| {
+                    // When nobody waits for the answer any more, it is not needed.
+                    let _ = reply.send(taken);
+                }));
             }
             Inside::SourceFault { name, fault } => {
                 if let Some(owned) = self.owned.get_mut(&name) {

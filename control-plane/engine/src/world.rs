@@ -172,10 +172,4 @@ impl World {
             None => target.to_string(),
         }
     }
-
-    /// The host of a target, where it is one that we know.
-    pub(crate) fn host_of(&mut self, target: &TargetId) -> Option<&mut Host> {
-        let host = HostId::try_from(target).ok()?;
-        self.hosts.get_mut(&host)
-    }
 }

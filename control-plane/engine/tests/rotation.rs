@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use engine::Handle;
 use fakes::{CREDENTIAL, Stage, name, settled, until};
+use futures_util::StreamExt as _;
 use lifecycle::Version;
 use protocol::api::view::{Clause, CredentialPhase, HostPhase};
 use store::Steps;
@@ -133,16 +134,8 @@ async fn interrupted(at: u64) -> u64 {
 async fn killed_at_every_persisted_step_it_goes_on_from_the_database_file() {
     let steps = interrupted(0).await;
     assert!(steps > 30, "{steps} steps are too few to be a whole rotation");
-    let mut tries = tokio::task::JoinSet::new();
-    for at in 1..=steps {
-        while tries.len() >= 8 {
-            tries.join_next().await.unwrap().unwrap();
-        }
-        tries.spawn(interrupted(at));
-    }
-    while let Some(done) = tries.join_next().await {
-        done.unwrap();
-    }
+    let deaths = futures_util::stream::iter(1..=steps).map(interrupted).buffer_unordered(8);
+    deaths.for_each(|_| async {}).await;
     println!("killed at each of {steps} persisted steps");
 }
 
@@ -248,6 +241,7 @@ async fn a_store_reverted_behind_our_back_begins_a_new_epoch_and_revokes_nothing
     stage.backup(&copy).await;
     rotate(&handle).await;
     until(&handle, 30, "the second is active", async |h| settled(h, 2).await).await;
+    drop(handle);
     stage.kill(engine).await;
 
     stage.revert(&copy).await;
