@@ -222,10 +222,7 @@ async fn what_is_missing_is_named_and_a_new_token_is_taken_up() {
         bao.token_with_policy("poor", "path \"secret/data/other\" { capabilities = [\"read\"] }").unwrap();
     let spec = spec(&bao, "apps/orders", &poor);
     let source = build_source("VaultKv", &spec, Arc::new(SecretsDirectory::new("/"))).unwrap();
-    let said = match source.current().await {
-        Err(Failure::Refused(words)) => words,
-        _ => panic!("not refused"),
-    };
+    let Err(Failure::Refused(said)) = source.current().await else { panic!("not refused") };
     assert!(said.contains("policy") && said.contains("apps/orders"), "{said}");
     let token = std::fs::read_to_string(&poor).unwrap();
     assert!(!said.contains(token.trim()));
