@@ -43,12 +43,12 @@ pub(crate) struct Job {
 /// Carries it out and tells the loop. A process that dies on the way carries it out again.
 pub(crate) async fn carry_out(means: Arc<Means>, job: Job) {
     let (name, effect, word) = (job.name.clone(), job.effect.id, word(&job.effect.kind));
-    let event = job.run(&means).await;
-    means.metrics.effect(word, event.as_ref().map_or("again", outcome_word));
+    let event = job.run(&means).await.map(Box::new);
+    means.metrics.effect(word, event.as_deref().map_or("again", outcome_word));
     if !means.store.steps().reached(word) {
         return;
     }
-    let told = Message::Inside(Inside::Outcome { name, effect, event });
+    let told = Message::inside(Inside::Outcome { name, effect, event });
     // When the loop is gone there is nobody to tell.
     drop(means.loop_.send(told).await);
 }

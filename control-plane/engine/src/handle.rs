@@ -116,7 +116,13 @@ pub(crate) enum Message {
     /// A host is gone for good.
     RetireHost { actor: String, host: HostId, reason: String, reply: Reply<()> },
     /// Something inside happened.
-    Inside(crate::inside::Inside),
+    Inside(Box<crate::inside::Inside>),
+}
+
+impl Message {
+    pub(crate) fn inside(inside: crate::inside::Inside) -> Self {
+        Self::Inside(Box::new(inside))
+    }
 }
 
 impl Handle {

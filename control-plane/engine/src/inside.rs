@@ -10,7 +10,7 @@ use crate::stores::StoreProgress;
 /// Something inside happened.
 pub(crate) enum Inside {
     /// An effect ended, or is to be tried again when there is no event.
-    Outcome { name: CredentialName, effect: EffectId, event: Option<Event> },
+    Outcome { name: CredentialName, effect: EffectId, event: Option<Box<Event>> },
     /// A host can be reached, or cannot.
     Reachable { host: HostId, reachable: bool },
     /// A source brought a value, which is stored.

@@ -23,7 +23,7 @@ use crate::value::{Content, ContentError};
 /// The pause before something that was sent is sent again; it doubles.
 const RESEND_FIRST: Duration = Duration::from_secs(2);
 /// The longest such pause.
-const RESEND_MAX: Duration = Duration::from_secs(60);
+const RESEND_MAX: Duration = Duration::from_mins(1);
 /// The pause after a push that failed; it doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// The longest such pause; a notice that the host is back cuts it short.
@@ -206,12 +206,9 @@ impl Shared {
         let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids {
             let Some(item) = items.get_mut(id) else { continue };
-            match retry {
-                Some(retry) => item.again = Some(now + retry),
-                None => {
-                    item.again = Some(now + item.pause);
-                    item.pause = (item.pause * 2).min(RESEND_MAX);
-                }
+            item.again = Some(now + retry.unwrap_or(item.pause));
+            if retry.is_none() {
+                item.pause = (item.pause * 2).min(RESEND_MAX);
             }
         }
     }
@@ -259,7 +256,7 @@ impl Shared {
         let stage = match (&order.kind, value) {
             (OrderKind::Stage { version, effect }, Some(value)) => {
                 let content = Content::load(&post.store, credential, *value).await?.render()?;
-                let context = protocol::seal::SealContext {
+                let bound_to = protocol::seal::SealContext {
                     installation: post.installation,
                     host: self.address.host,
                     set: set.clone(),
@@ -268,7 +265,7 @@ impl Shared {
                 };
                 Some(
                     content
-                        .seal(&context, &self.seal_key)
+                        .seal(&bound_to, &self.seal_key)
                         .map_err(|error| ContentError::Store(error.to_string()))?,
                 )
             }

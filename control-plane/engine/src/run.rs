@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::{ENGINE, entry};
 use crate::effects::{Job, carry_out};
-use crate::handle::{HandleError, Message, Verb};
+use crate::handle::{HandleError, Message, Verb, View};
 use crate::inside::Inside;
 use crate::lane::Wanted;
 use crate::stores::{Desk, Task};
@@ -40,7 +40,7 @@ pub(crate) struct Batch {
     pub(crate) forget: Vec<(CredentialName, EffectId)>,
     /// A host proved that the store was reverted; the counter that it showed.
     pub(crate) new_epoch: Option<u32>,
-    answers: Vec<Box<dyn FnOnce(&World) + Send>>,
+    answers: Vec<View>,
     events: u64,
 }
 
@@ -128,14 +128,16 @@ impl World {
                 let result = self.retire_host(turn, batch, &actor, host, &reason).await?;
                 batch.answer(reply, result);
             }
-            Message::Inside(inside) => self.take_inside(turn, batch, inside),
+            Message::Inside(inside) => self.take_inside(turn, batch, *inside),
         }
         Ok(())
     }
 
     fn take_inside(&mut self, turn: &mut Turn, batch: &mut Batch, inside: Inside) {
         match inside {
-            Inside::Outcome { name, effect, event } => self.ended(turn, batch, &name, effect, event),
+            Inside::Outcome { name, effect, event } => {
+                self.ended(turn, batch, &name, effect, event.map(|event| *event))
+            }
             Inside::Reachable { host, reachable } => {
                 self.connected(turn, batch, host, reachable);
                 if let (true, Some(lane)) =
@@ -732,7 +734,7 @@ impl World {
                 tokio::spawn(async move {
                     let outcome = progress.carry_out(&desk, &task).await;
                     if steps.reached("store target") {
-                        drop(loop_.send(Message::Inside(Inside::Store { name, target, outcome })).await);
+                        drop(loop_.send(Message::inside(Inside::Store { name, target, outcome })).await);
                     }
                 });
             }

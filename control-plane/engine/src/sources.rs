@@ -72,7 +72,7 @@ async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>
 
 impl Watcher {
     async fn fault(&self, fault: Option<String>) {
-        let told = Message::Inside(Inside::SourceFault { name: self.name.clone(), fault });
+        let told = Message::inside(Inside::SourceFault { name: self.name.clone(), fault });
         drop(self.means.loop_.send(told).await);
     }
 
@@ -87,7 +87,7 @@ impl Watcher {
                 revision: snapshot.revision,
                 reply,
             };
-            if self.means.loop_.send(Message::Inside(told)).await.is_err() {
+            if self.means.loop_.send(Message::inside(told)).await.is_err() {
                 return;
             }
             match answer.await {

@@ -146,7 +146,7 @@ async fn read(directory: PathBuf, before: Resources) -> Resources {
 
 async fn pass_on(mut reachable: Reachable, messages: mpsc::Sender<Message>) {
     while let Some((host, reachable)) = reachable.recv().await {
-        if messages.send(Message::Inside(Inside::Reachable { host, reachable })).await.is_err() {
+        if messages.send(Message::inside(Inside::Reachable { host, reachable })).await.is_err() {
             return;
         }
     }
@@ -168,7 +168,7 @@ async fn watch_resources(directory: PathBuf, mut before: Resources, messages: mp
             continue;
         }
         before = now.clone();
-        if messages.send(Message::Inside(Inside::Resources(Box::new(now)))).await.is_err() {
+        if messages.send(Message::inside(Inside::Resources(Box::new(now)))).await.is_err() {
             return;
         }
     }
@@ -232,12 +232,11 @@ impl World {
             world.owned.insert(row.name, Owned::new(kept, row.revision));
         }
         for row in store.hosts().await? {
-            match Host::new(row) {
-                Some((id, mut host)) => {
-                    host.open_lane(&world.post);
-                    world.hosts.insert(id, host);
-                }
-                None => tracing::error!("a host's row in the store is damaged: enrol that host again"),
+            if let Some((id, mut host)) = Host::new(row) {
+                host.open_lane(&world.post);
+                world.hosts.insert(id, host);
+            } else {
+                tracing::error!("a host's row in the store is damaged: enrol that host again");
             }
         }
         Ok(world)

@@ -7,7 +7,7 @@ use lifecycle::credential::view::{
     Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView,
 };
 use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage};
-use lifecycle::{CredentialName, Evidence, Millis, SetReport, TargetId, Version};
+use lifecycle::{CredentialName, Evidence, SetReport, TargetId, Version};
 use protocol::api::AuditPage;
 use protocol::api::view::{
     AuditEntry, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary, DeliveryPhase,
@@ -75,10 +75,6 @@ impl World {
         self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))
     }
 
-    fn at(&self, at: Millis) -> Option<UnixMillis> {
-        Some(self.clock.wall(at))
-    }
-
     pub(crate) fn status(&self) -> Status {
         let mut credentials = BTreeMap::new();
         let mut stuck = Vec::new();
@@ -140,7 +136,7 @@ impl World {
     }
 
     fn version(&self, owned: &Owned, view: VersionView) -> VersionDetail {
-        let since = self.at(view.since);
+        let since = Some(self.clock.wall(view.since));
         let holds = view.holds.iter().map(|by| HeldBy { by: by.clone(), since: None });
         VersionDetail {
             version: view.version,
@@ -196,7 +192,7 @@ impl World {
             version,
             phase: rollout_phase(&rollout),
             reason: rollout.halted.clone().or(waits),
-            started_at: self.at(rollout.since),
+            started_at: Some(self.clock.wall(rollout.since)),
             deliveries: self.deliveries(owned, version),
         }))
     }
@@ -208,7 +204,7 @@ impl World {
             for (version, blockers) in owned.kept.state.pending(now) {
                 let Some(view) = owned.kept.state.version(version) else { continue };
                 pending.push(PendingVersion {
-                    since: self.at(view.since),
+                    since: Some(self.clock.wall(view.since)),
                     why: Why {
                         credential: name.clone(),
                         version,
@@ -236,7 +232,7 @@ impl World {
             name: blocker.target.as_ref().map(|target| self.target_name(target)),
             who: blocker.target.as_ref().map_or_else(|| blocker.who.clone(), ToString::to_string),
             detail: Some(blocker.who),
-            since: self.at(blocker.since),
+            since: Some(self.clock.wall(blocker.since)),
         };
         blockers.into_iter().map(one).collect()
     }
@@ -441,8 +437,12 @@ impl World {
         for host in self.hosts.values() {
             *hosts.entry(host_word(host_phase(host))).or_default() += 1;
         }
-        credentials.into_iter().for_each(|(word, count)| self.metrics.credentials(word, count));
-        hosts.into_iter().for_each(|(word, count)| self.metrics.hosts(word, count));
+        for (word, count) in credentials {
+            self.metrics.credentials(word, count);
+        }
+        for (word, count) in hosts {
+            self.metrics.hosts(word, count);
+        }
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.metrics.totals(count(pending), count(stuck), count(self.resources.faults.len()), silent);
     }

@@ -185,10 +185,7 @@ macro_rules! written_policy {
         impl WrittenPolicy {
             fn over_defaults(self) -> Policy {
                 let mut policy = Policy::default();
-                $(if let Some(written) = self.$key {
-                    let into: fn($type) -> _ = $into;
-                    policy.$field = into(written);
-                })*
+                $(policy.$field = self.$key.map_or(policy.$field, $into);)*
                 policy
             }
         }

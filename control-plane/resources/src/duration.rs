@@ -33,7 +33,8 @@ pub fn show(span: Millis) -> String {
     let mut text = String::new();
     for (name, size) in UNITS.iter().rev() {
         if rest >= *size {
-            text.push_str(&format!("{}{name}", rest / size));
+            text += &(rest / size).to_string();
+            text += name;
             rest %= size;
         }
     }

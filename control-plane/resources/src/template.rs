@@ -112,7 +112,9 @@ impl Template {
         }
         // Exactly sized: a buffer that grew would leave its older self behind.
         let mut out = Zeroizing::new(Vec::with_capacity(bytes));
-        pieces.iter().for_each(|piece| out.extend_from_slice(piece));
+        for piece in pieces {
+            out.extend_from_slice(piece);
+        }
         Ok(out)
     }
 }

@@ -534,6 +534,9 @@ impl Road for FakeRoad {
     }
 }
 
+/// Where the present engine is told who can be reached.
+type Told = Arc<Mutex<Option<mpsc::Sender<(HostId, bool)>>>>;
+
 /// Everything but the engine: it survives the engine's death.
 pub struct Stage {
     pub directory: tempfile::TempDir,
@@ -542,7 +545,7 @@ pub struct Stage {
     pub anchor: TrustAnchor,
     order_seed: [u8; 32],
     handle: Arc<Mutex<Option<Handle>>>,
-    reachable: Arc<Mutex<Option<mpsc::Sender<(HostId, bool)>>>>,
+    reachable: Told,
     pump: tokio::task::JoinHandle<()>,
 }
 
@@ -647,7 +650,7 @@ impl Stage {
     }
 
     /// Copies the database while the engine runs.
-    pub async fn backup(&self, to: &Path) {
+    pub fn backup(&self, to: &Path) {
         let source = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
         source.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
     }
@@ -686,11 +689,7 @@ impl Stage {
 }
 
 /// The applications' daemons: time passes on the hosts, and what changed is reported.
-async fn pump(
-    road: Arc<FakeRoad>,
-    handle: Arc<Mutex<Option<Handle>>>,
-    reachable: Arc<Mutex<Option<mpsc::Sender<(HostId, bool)>>>>,
-) {
+async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable: Told) {
     let mut told: HashMap<HostId, bool> = HashMap::new();
     let mut last = None;
     loop {
