@@ -91,9 +91,8 @@ fn depth(json: &[u8]) -> usize {
 
 /// The JSON of a type of ours. All of them have string keys and finite numbers, so only size can be wrong.
 pub(crate) fn encode<T: Serialize>(value: &T, bytes_max: usize) -> Result<Vec<u8>, TooLarge> {
-    let json = match serde_json::to_vec(value) {
-        Ok(json) => json,
-        Err(_) => unreachable!("wire types have string keys and finite numbers"),
+    let Ok(json) = serde_json::to_vec(value) else {
+        unreachable!("wire types have string keys and finite numbers")
     };
     if json.len() > bytes_max {
         return Err(TooLarge { bytes: json.len(), bytes_max });

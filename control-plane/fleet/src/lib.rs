@@ -84,7 +84,8 @@ pub enum PushError {
         /// How.
         error: String,
     },
-    /// The host cannot take orders now (its applier is away, or too many pushes are under way). Try again later.
+    /// The host cannot take orders now (its applier is away or slow, or too many pushes are under way). Try again
+    /// later. The applier may have taken them all the same.
     #[error("host {host} at {address} cannot take orders now: {message}")]
     Busy {
         /// Who.
@@ -134,7 +135,7 @@ impl PushError {
 
     /// Whether the host may have taken the orders.
     pub const fn may_have_arrived(&self) -> bool {
-        matches!(self, Self::Deadline { .. } | Self::Lost { .. } | Self::BadAnswer { .. })
+        matches!(self, Self::Deadline { .. } | Self::Lost { .. } | Self::Busy { .. } | Self::BadAnswer { .. })
     }
 }
 
@@ -215,15 +216,13 @@ impl Fleet {
                 answer => answer,
             }
         };
-        match tokio::time::timeout(Duration::from_millis(deadline_ms), attempt).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                // A connection that swallows a push is not to be trusted with the next.
-                link.drop_connection();
-                let HostAddress { host, address, .. } = host.clone();
-                Err(PushError::Deadline { host, address, deadline_ms })
-            }
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(deadline_ms), attempt).await {
+            return answer;
         }
+        // A connection that swallows a push is not to be trusted with the next.
+        link.drop_connection();
+        let HostAddress { host, address, .. } = host.clone();
+        Err(PushError::Deadline { host, address, deadline_ms })
     }
 
     fn link(&self, host: &HostAddress) -> Arc<Link> {
@@ -300,9 +299,10 @@ async fn exchange(link: &Link, body: Bytes) -> Result<Frame, PushError> {
     match status {
         StatusCode::OK => Frame::parse(&answer, limit::REPORT_BYTES_MAX)
             .map_err(|error| PushError::BadAnswer { host, address, error: error.to_string() }),
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
-            Err(PushError::Busy { host, address, message: message() })
-        }
+        StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::GATEWAY_TIMEOUT => Err(PushError::Busy { host, address, message: message() }),
         status => Err(PushError::Refused { host, address, status: status.as_u16(), message: message() }),
     }
 }

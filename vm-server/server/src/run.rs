@@ -83,15 +83,14 @@ pub async fn run(
     let bound = listener.local_addr().map_err(|error| RunError::Listen { address: daemon.listen, error })?;
     let about = about(daemon, bound);
     let mut private = pin!(private.serve());
-    let identity = match state.identity()? {
-        Some(identity) => identity,
-        None => {
-            progress(Progress::WaitingForEnrolment);
-            tokio::select! {
-                identity = enrolled(&state, &about) => identity?,
-                () = &mut private => return Err(RunError::Ended("the private socket")),
-                () = &mut stop => return Ok(()),
-            }
+    let identity = if let Some(identity) = state.identity()? {
+        identity
+    } else {
+        progress(Progress::WaitingForEnrolment);
+        tokio::select! {
+            identity = enrolled(&state, &about) => identity?,
+            () = &mut private => return Err(RunError::Ended("the private socket")),
+            () = &mut stop => return Ok(()),
         }
     };
     let clients = Clients::Optional(identity.trust().clone());

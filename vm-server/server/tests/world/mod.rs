@@ -1,5 +1,5 @@
 //! A control plane and an applier for the real binary: real TLS, real sockets, port 0.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
@@ -280,9 +280,9 @@ impl HostDirs {
 
     pub fn write_config(&self, more: &str) {
         let text = format!(
-            "[daemon]\nstate_dir = {:?}\nrun_dir = {:?}\nlisten = \"127.0.0.1:0\"\nsupervisor = \"none\"\n{more}",
-            self.root.path().join("state"),
-            self.root.path().join("run"),
+            "[daemon]\nstate_dir = '{}'\nrun_dir = '{}'\nlisten = \"127.0.0.1:0\"\nsupervisor = \"none\"\n{more}",
+            self.root.path().join("state").display(),
+            self.root.path().join("run").display(),
         );
         let file = self.config().join("config.toml");
         std::fs::write(&file, text).unwrap();
@@ -449,7 +449,7 @@ impl Server {
         let collected = seen.clone();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                collected.lock().unwrap().push_str(&format!("{line}\n"));
+                collected.lock().unwrap().extend([line.as_str(), "\n"]);
                 let _ = sender.send(line);
             }
         });
