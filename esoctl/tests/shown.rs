@@ -1,0 +1,345 @@
+//! What people see. The texts stand in `snapshots`, so that a change of them is seen in review.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use esoctl::cli::{Cli, Until};
+use esoctl::progress::{Watched, progress};
+use esoctl::table::Shown;
+use esoctl::{Exit, Streams};
+use lifecycle::credential::Policy;
+use lifecycle::{Epoch, Evidence, Generation, Version};
+use protocol::api::{
+    AuditEntry, AuditPage, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary,
+    DeliveryPhase, DeliveryView, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion,
+    ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase, Why,
+};
+use protocol::{HostId, InstallationId, UnixMillis};
+
+const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+fn ago(seconds: u64) -> Option<UnixMillis> {
+    Some(UnixMillis(NOW.0 - seconds * 1000))
+}
+
+fn v(number: u32) -> Version {
+    Version::new(1, number)
+}
+
+fn delivery(name: &str, phase: DeliveryPhase, canary: bool) -> DeliveryView {
+    DeliveryView {
+        target: "0f".repeat(32).parse().unwrap(),
+        name: name.to_owned(),
+        phase,
+        canary,
+        generation: Some(Generation::new(1, 4)),
+        reason: None,
+        excused: false,
+    }
+}
+
+fn summary() -> CredentialSummary {
+    CredentialSummary {
+        name: "orders-db".parse().unwrap(),
+        phase: CredentialPhase::Rolling,
+        current: Some(v(6)),
+        rolling: Some(v(7)),
+        live_versions: 2,
+        targets: 3,
+        adopted: 1,
+        next_rotation_at: Some(NOW.plus_ms(7_200_000)),
+    }
+}
+
+fn version(number: u32, phase: VersionPhase) -> VersionDetail {
+    VersionDetail {
+        version: v(number),
+        phase,
+        aborted: false,
+        compromised: false,
+        holds: Vec::new(),
+        effect: None,
+        since: ago(300),
+        deliveries: vec![
+            delivery("web-1", DeliveryPhase::Adopted, true),
+            delivery("web-2", DeliveryPhase::Staged, false),
+        ],
+    }
+}
+
+fn rollout(phase: RolloutPhase, reason: Option<&str>) -> RolloutView {
+    let mut silent = delivery("web-3", DeliveryPhase::Unreachable, false);
+    silent.reason = Some("no answer for 4 minutes".to_owned());
+    silent.excused = true;
+    RolloutView {
+        credential: "orders-db".parse().unwrap(),
+        version: v(7),
+        phase,
+        reason: reason.map(str::to_owned),
+        started_at: ago(90),
+        deliveries: vec![
+            delivery("web-1", DeliveryPhase::Adopted, true),
+            delivery("web-2", DeliveryPhase::Staged, false),
+            silent,
+        ],
+    }
+}
+
+fn detail() -> CredentialDetail {
+    let mut old = version(6, VersionPhase::Active);
+    old.holds.push(HeldBy { by: "operator:ann: audit".to_owned(), since: ago(60) });
+    CredentialDetail {
+        summary: summary(),
+        policy: Policy::default(),
+        versions: vec![version(7, VersionPhase::Rolling), old],
+        rollout: Some(rollout(RolloutPhase::Staging, Some("waits for web-3"))),
+        pending_wish: Some("demand".to_owned()),
+        stuck: Vec::new(),
+    }
+}
+
+fn why() -> Why {
+    Why {
+        credential: "orders-db".parse().unwrap(),
+        version: v(6),
+        phase: VersionPhase::Superseded,
+        blockers: vec![
+            Blocker {
+                clause: Clause::NoHolder,
+                who: "0f".repeat(32),
+                name: Some("web-2".to_owned()),
+                detail: Some("unit:legacy.service:3f9c".to_owned()),
+                since: ago(7_300),
+            },
+            Blocker {
+                clause: Clause::Grace,
+                who: "orders-db@6".to_owned(),
+                name: None,
+                detail: Some("4 m of 5 m left".to_owned()),
+                since: ago(59),
+            },
+        ],
+    }
+}
+
+fn holder() -> HolderView {
+    HolderView {
+        credential: "orders-db".parse().unwrap(),
+        version: v(6),
+        target: "0f".repeat(32).parse().unwrap(),
+        name: "web-2".to_owned(),
+        kind: "holder".to_owned(),
+        id: "unit:legacy.service:3f9c".to_owned(),
+        consumer: Some("legacy.service".parse().unwrap()),
+        evidence: Evidence::Kernel,
+        // A process may be called anything.
+        description: "pid 4711 \u{1b}[31mevil\nname".to_owned(),
+    }
+}
+
+fn host() -> HostSummary {
+    HostSummary {
+        id: HostId([15; 32]),
+        name: "web-1".to_owned(),
+        address: "10.0.0.7:1323".to_owned(),
+        labels: BTreeMap::from([("role".to_owned(), "web".to_owned()), ("zone".to_owned(), "a".to_owned())]),
+        phase: HostPhase::Connected,
+        reason: None,
+        enrolled_at: UnixMillis(NOW.0 - 86_400_000),
+        reported_at: ago(3),
+        sets: 2,
+        evidence: Evidence::Declared,
+    }
+}
+
+#[test]
+fn status() {
+    let status = Status {
+        installation: InstallationId("6b2f1d8e-8f0a-4a55-9d5c-0f6f3f0d1c11".parse().unwrap()),
+        program: "0.1.0".to_owned(),
+        epoch: Epoch { counter: 1, id: 7 },
+        starting: true,
+        credentials: BTreeMap::from([(CredentialPhase::Active, 3), (CredentialPhase::Rolling, 1)]),
+        hosts: BTreeMap::from([(HostPhase::Connected, 9), (HostPhase::Silent, 1)]),
+        pending_versions: 2,
+        stuck: vec![Stuck {
+            credential: "mail".parse().unwrap(),
+            version: Some(v(3)),
+            reason: "the server refuses the minter".to_owned(),
+            action: "grant it CREATEROLE, then `esoctl credential rotate mail`".to_owned(),
+        }],
+        resource_faults: vec![ResourceFault {
+            file: "orders.yaml".to_owned(),
+            line: Some(12),
+            message: "unknown field `canarys`; did you mean `canaries`?".to_owned(),
+        }],
+    };
+    insta::assert_snapshot!(status.shown(NOW));
+}
+
+#[test]
+fn credentials() {
+    let empty = CredentialSummary {
+        name: "new".parse().unwrap(),
+        phase: CredentialPhase::Empty,
+        current: None,
+        rolling: None,
+        live_versions: 0,
+        targets: 0,
+        adopted: 0,
+        next_rotation_at: Some(UnixMillis(0)),
+    };
+    insta::assert_snapshot!(vec![summary(), empty].shown(NOW));
+    insta::assert_snapshot!(Vec::<CredentialSummary>::new().shown(NOW));
+}
+
+#[test]
+fn credential() {
+    insta::assert_snapshot!(detail().shown(NOW));
+}
+
+#[test]
+fn pending_and_why() {
+    let pending = PendingVersion { why: why(), since: ago(7_400), holders: vec![holder()] };
+    insta::assert_snapshot!(vec![pending].shown(NOW));
+    insta::assert_snapshot!(why().shown(NOW));
+}
+
+#[test]
+fn hosts() {
+    insta::assert_snapshot!(vec![host()].shown(NOW));
+    let mut report = lifecycle::SetReport {
+        current: Some(v(7)),
+        adopted: Some(v(6)),
+        evidence: Evidence::Kernel,
+        ..lifecycle::SetReport::default()
+    };
+    report.present.insert(v(6), lifecycle::EffectId(1));
+    report.present.insert(v(7), lifecycle::EffectId(2));
+    let reports = BTreeMap::from([("orders-db".parse().unwrap(), report)]);
+    insta::assert_snapshot!(HostDetail { summary: host(), reports }.shown(NOW));
+}
+
+#[test]
+fn audit() {
+    let entry = AuditEntry {
+        sequence: 41,
+        at: NOW,
+        actor: "operator:ann".to_owned(),
+        action: "rotate".to_owned(),
+        subject: "credential/orders-db".to_owned(),
+        detail: "demand".to_owned(),
+        link: "00".to_owned(),
+    };
+    insta::assert_snapshot!(AuditPage { entries: vec![entry], next: None }.shown(NOW));
+}
+
+#[test]
+fn nothing_that_a_host_wrote_drives_the_terminal() {
+    let text = vec![holder()].shown(NOW);
+    assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
+    assert_eq!(text.lines().count(), 2);
+}
+
+#[test]
+fn watching_tells_each_stage_and_how_it_ended() {
+    let mut watched = Watched { before: Some(v(6)), version: None, until: Until::Retired };
+    let mut lines = Vec::new();
+    let mut tell = |detail: &CredentialDetail| {
+        let now = progress(&mut watched, detail);
+        lines.push(format!("{} {:?}", now.line, now.end));
+    };
+    let mut state = detail();
+    state.rollout = None;
+    state.summary.rolling = None;
+    state.versions.remove(0);
+    tell(&state);
+    let mut state = detail();
+    tell(&state);
+    state.rollout = Some(rollout(RolloutPhase::Halted, Some("web-1 rolled back: exit code 1")));
+    tell(&state);
+    state.rollout = None;
+    state.versions = vec![version(7, VersionPhase::Active), version(6, VersionPhase::Superseded)];
+    tell(&state);
+    state.versions[1].phase = VersionPhase::Retired;
+    tell(&state);
+    state.versions[0].aborted = true;
+    tell(&state);
+    state.stuck = vec![Stuck {
+        credential: "orders-db".parse().unwrap(),
+        version: Some(v(7)),
+        reason: "the backend is gone".to_owned(),
+        action: "bring it back".to_owned(),
+    }];
+    tell(&state);
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn help() {
+    use clap::CommandFactory as _;
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    insta::assert_snapshot!(command.render_long_help().to_string());
+    let mut all = Vec::new();
+    list(&command, "", &mut all);
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+fn list(command: &clap::Command, before: &str, all: &mut Vec<String>) {
+    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
+        let name = format!("{before}{}", command.get_name());
+        if command.has_subcommands() {
+            list(command, &format!("{name} "), all);
+        } else {
+            all.push(format!("{name}: {}", command.get_about().unwrap()));
+        }
+    }
+}
+
+async fn exit(arguments: &[&str]) -> (Exit, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
+    let arguments = std::iter::once("esoctl").chain(arguments.iter().copied()).map(Into::into);
+    let exit = esoctl::run(arguments, &mut streams).await;
+    (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+#[tokio::test]
+async fn mistakes_have_codes_and_say_what_to_do() {
+    transport::install_provider();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    std::fs::write(path("typo.toml"), "sever = 'https://localhost:1'\n").unwrap();
+    std::fs::write(path("http.toml"), "server = 'http://localhost:1'\n").unwrap();
+    std::fs::write(path("no-ca.toml"), "server = 'https://localhost:1'\nca = 'missing.pem'\n").unwrap();
+    std::fs::write(
+        path("half.toml"),
+        "server = 'https://localhost:1'\nca = 'half.toml'\nkey = 'half.toml'\n",
+    )
+    .unwrap();
+    let (typo, http, no_ca, half) =
+        (path("typo.toml"), path("http.toml"), path("no-ca.toml"), path("half.toml"));
+    let cases: [(&[&str], Exit, &str); 9] = [
+        (&["bogus"], Exit::Usage, "unrecognized subcommand"),
+        (&["why", "orders-db"], Exit::Usage, "write NAME@VERSION"),
+        (&["credential", "retire", "a@1", "--reason", "x"], Exit::Usage, "--force"),
+        (&["credential", "rotate", "a", "--deadline", "1h"], Exit::Usage, "--compromised"),
+        (&["source", "refresh"], Exit::Usage, "--all"),
+        (&["status", "--config", &typo], Exit::Usage, "unknown field `sever`"),
+        (&["status", "--config", &http], Exit::Usage, "write https://NAME:PORT"),
+        (&["status", "--config", &no_ca], Exit::Usage, "failed to read the certificate authority"),
+        (&["status", "--config", &half], Exit::Usage, "ESOCTL_CERTIFICATE"),
+    ];
+    for (arguments, expected, said) in cases {
+        let (code, _, err) = exit(arguments).await;
+        assert_eq!(code, expected, "{arguments:?}: {err}");
+        assert!(err.contains(said), "{arguments:?}: {err}");
+    }
+    let (code, out, _) = exit(&["--help"]).await;
+    assert_eq!(code, Exit::Done);
+    assert!(out.contains("Exit codes:"), "{out}");
+    let (code, out, _) = exit(&["completions", "bash"]).await;
+    assert_eq!(code, Exit::Done);
+    assert!(out.contains("complete -F"), "{out}");
+}
