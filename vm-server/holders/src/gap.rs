@@ -79,8 +79,11 @@ impl GapState {
         }
         let counts = |process: &Process| !scene.never_holds(process);
         let looked = self.looked;
+        let sessions = table.sessions_of(&self.candidates);
         let orphans = table.processes.values().filter(|process| {
-            table.began_before(process.id) > looked && table.is_orphan(process) && counts(process)
+            table.began_before(process.id) > looked
+                && table.may_descend(process, &sessions)
+                && counts(process)
         });
         let roots: Vec<ProcessId> =
             self.candidates.iter().copied().chain(orphans.map(|process| process.id)).collect();
@@ -126,7 +129,8 @@ fn candidates(
     let counts = |process: &Process| !scene.never_holds(process);
     let young = |process: &Process| table.began_before(process.id) > since;
     let roots = table.processes.values().filter(|process| {
-        let from_nowhere = young(process) && (process.parent <= 1 || table.is_orphan(process));
+        let from_nowhere =
+            young(process) && (process.parent <= 1 || table.may_descend(process, &BTreeSet::new()));
         counts(process)
             && reaches_any(files, process, table)
             && (able.contains(&process.id) || from_nowhere || may_open_any(files, process))

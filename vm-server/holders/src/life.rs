@@ -262,6 +262,7 @@ impl LifeState {
         scene: &Scene<'_>,
     ) -> BTreeSet<ProcessId> {
         let table = scene.table;
+        let of_members = table.sessions_of(&self.members);
         let started = |process: &Process| {
             let by_ancestor = table
                 .processes
@@ -269,7 +270,7 @@ impl LifeState {
                 .is_some_and(|parent| self.ancestors.contains(&parent.id))
                 && table.began_before(process.id) > self.since;
             let lost_its_parent = table.began_before(process.id) > self.looked
-                && table.is_orphan(process)
+                && table.may_descend(process, &of_members)
                 && Belongs::of(&process.cgroup).root().is_none();
             // A number whose leader lives again names another session.
             let in_session = sessions.get(&process.session).is_some_and(|leader| {

@@ -237,12 +237,19 @@ impl Table {
         }
     }
 
-    /// A process whose parent went away: it got another one, in another session. A leader of a session is told apart
-    /// from a child of that parent by nothing, so only those whose leader is gone are known to be.
-    pub fn is_orphan(&self, process: &Process) -> bool {
-        process.session != process.id.pid
-            && !self.processes.contains_key(&process.session)
-            && self.processes.get(&process.parent).is_none_or(|parent| parent.session != process.session)
+    /// Whether a process may descend from one of these although its parent is another: what was in between has
+    /// exited, and it was given a new parent, in another session. Its own session may still show where it comes from:
+    /// by one of these in it, or by nobody, when its leader has gone too. A process that leads a session itself shows
+    /// nothing; its new parent may as well have started it.
+    pub(crate) fn may_descend(&self, process: &Process, sessions: &BTreeSet<i32>) -> bool {
+        let given_away = process.session != process.id.pid
+            && self.processes.get(&process.parent).is_none_or(|parent| parent.session != process.session);
+        given_away && (sessions.contains(&process.session) || !self.processes.contains_key(&process.session))
+    }
+
+    /// The sessions that these are in.
+    pub(crate) fn sessions_of<'a>(&self, ids: impl IntoIterator<Item = &'a ProcessId>) -> BTreeSet<i32> {
+        ids.into_iter().filter_map(|id| self.get(*id)).map(|process| process.session).collect()
     }
 
     /// All of `roots` that live, with those of their descendants that `counts` accepts.

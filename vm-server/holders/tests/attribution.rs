@@ -388,6 +388,27 @@ fn a_daemon_that_slipped_away_between_two_looks_counts() {
 }
 
 #[test]
+fn what_slipped_away_in_a_members_session_counts_though_the_leader_lives() {
+    let mut world = world();
+    world.put(100, 1, |_| {});
+    world.reads(100, OLD, 1);
+    world.at(2_000);
+    world.put(101, 100, |_| {});
+    world.refresh();
+    // 101 forked, that one forked and went.
+    world.at(3_000);
+    world.put(103, 1, |process| process.session = 101);
+    world.refresh();
+    world.end(100);
+    world.end(101);
+    world.refresh();
+    assert!(world.holds(OLD));
+    world.end(103);
+    world.refresh();
+    assert!(!world.holds(OLD));
+}
+
+#[test]
 fn whoever_stands_above_one_that_does_not_count_has_nothing() {
     let mut world = world();
     world.rules.exempt.push(Exempt { unit: None, exe: Some("/usr/bin/p40".into()), uid: None });
