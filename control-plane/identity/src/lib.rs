@@ -11,7 +11,7 @@ mod enrolment;
 
 use std::sync::Arc;
 
-use protocol::{InstallationId, SigningKey, VerifyingKey};
+use protocol::{InstallationId, SigningKey, TrustAnchor, VerifyingKey};
 use store::{Store, StoreError, Value};
 use transport::{Trust, TrustError};
 
@@ -151,6 +151,16 @@ impl Identities {
     /// Signs orders and acknowledgements.
     pub fn order_key(&self) -> Arc<SigningKey> {
         self.order_key.clone()
+    }
+
+    /// What hosts are to trust.
+    pub fn trust_anchor(&self) -> TrustAnchor {
+        TrustAnchor {
+            installation: self.installation,
+            rekeys: self.rekeys,
+            order_key: self.order_key.public(),
+            root_key: self.root_key,
+        }
     }
 
     /// The authority itself.
