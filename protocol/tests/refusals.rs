@@ -376,7 +376,7 @@ fn payloads() -> impl Strategy<Value = OrderPayload> {
                     return samples.payload(Body::Ask(Ask { questions }));
                 }
             };
-            let stage = matches!(kind, OrderKind::Stage { .. }).then(|| Samples::stage());
+            let stage = matches!(kind, OrderKind::Stage { .. }).then(Samples::stage);
             let dead = dead.into_iter().map(samples::version).collect();
             let order = Order { epoch: EPOCH, generation: Generation::new(2, generation), kind, dead };
             samples.payload(Body::Set(SetOrder { set: SetName::new(set).unwrap(), order, stage }))

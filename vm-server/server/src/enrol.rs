@@ -112,14 +112,7 @@ pub async fn enrol(
         address: about.address.clone(),
     };
     let response = ControlPlane::new(url, None, &trust)?.enrol(&request).await?;
-    let identity = Identity::from_response(
-        pending.installation,
-        pending.host,
-        &pending.control_plane,
-        key_pem,
-        response,
-    )
-    .map_err(EnrolFailed::BadCertificate)?;
+    let identity = Identity::enrolled(pending, key_pem, response).map_err(EnrolFailed::BadCertificate)?;
     state.keep_identity(&identity)?;
     state.finish_enrolment()?;
     tracing::info!(host = %identity.host(), installation = %identity.installation(), "enrolled");
@@ -159,14 +152,7 @@ async fn renew(state: &StateDir, identity: &Identity, about: &About) -> Result<I
         RenewRequest { csr_pem: certificate_request(&key_pem, &about.name)?, address: about.address.clone() };
     let url = about.url(identity.control_plane());
     let response = ControlPlane::new(url, Some(identity.tls()), identity.trust())?.renew(&request).await?;
-    let next = Identity::from_response(
-        identity.installation(),
-        identity.host(),
-        identity.control_plane(),
-        key_pem,
-        response,
-    )
-    .map_err(EnrolFailed::BadCertificate)?;
+    let next = identity.renewed(response).map_err(EnrolFailed::BadCertificate)?;
     state.keep_identity(&next)?;
     tracing::info!(expires_at_ms = next.expires_at().0, "renewed the certificate");
     Ok(next)

@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use protocol::enrol::{EnrolError, EnrolResponse, PENDING_FILE, PendingEnrolment};
+use protocol::enrol::{EnrolError, EnrolResponse, PENDING_FILE, PendingEnrolment, TokenId};
 use protocol::{HostId, InstallationId, UnixMillis};
 use serde::{Deserialize, Serialize};
 use transport::{IdentityError, TlsIdentity, Trust, TrustError};
@@ -60,6 +60,7 @@ struct Kept {
     installation: InstallationId,
     host: HostId,
     control_plane: String,
+    token: TokenId,
     ca_pem: String,
     chain_pem: String,
     #[serde(with = "wiped")]
@@ -90,24 +91,34 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// From the control plane's answer. The chain must fit the key.
-    pub(crate) fn from_response(
-        installation: InstallationId,
-        host: HostId,
-        control_plane: &str,
+    /// From the control plane's answer to a token. The chain must fit the key.
+    pub(crate) fn enrolled(
+        pending: &PendingEnrolment,
         key_pem: Zeroizing<String>,
         response: EnrolResponse,
     ) -> Result<Self, String> {
         Self::new(Kept {
             version: 1,
-            installation,
-            host,
-            control_plane: control_plane.to_owned(),
+            installation: pending.installation,
+            host: pending.host,
+            control_plane: pending.control_plane.clone(),
+            token: pending.token.clone(),
             ca_pem: response.ca_pem,
             chain_pem: response.chain_pem,
             key_pem,
             renew_at: response.renew_at,
             expires_at: response.expires_at,
+        })
+    }
+
+    /// The same host with the next certificate. The chain must fit the same key.
+    pub(crate) fn renewed(&self, response: EnrolResponse) -> Result<Self, String> {
+        Self::new(Kept {
+            ca_pem: response.ca_pem,
+            chain_pem: response.chain_pem,
+            renew_at: response.renew_at,
+            expires_at: response.expires_at,
+            ..self.kept.clone()
         })
     }
 
@@ -145,6 +156,11 @@ impl Identity {
     /// Trusts the control plane of this installation and nobody else.
     pub const fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// Whether this is what came of that token.
+    pub(crate) fn came_of(&self, pending: &PendingEnrolment) -> bool {
+        self.kept.token == pending.token && self.kept.host == pending.host
     }
 
     /// Whether both trust the same authorities.

@@ -123,7 +123,7 @@ async fn keep_identity(
     loop {
         let next = tokio::select! {
             next = renewed(state, &identity, about) => next,
-            next = re_enrolled(state, about, &mut host) => next,
+            next = re_enrolled(state, &identity, about, &mut host) => next,
         };
         if let Err(error) = take(&identity, &next, about, tls, control_plane) {
             return error;
@@ -148,21 +148,28 @@ fn take(
     Ok(())
 }
 
-/// An applier that connects may have been enrolled anew: it left another pending enrolment then.
+/// An applier that connects may have been enrolled anew: it left another pending enrolment then. What a crash left
+/// of the present one is removed.
 async fn re_enrolled(
     state: &StateDir,
+    present: &Identity,
     about: &About,
     host: &mut watch::Receiver<Option<protocol::HostId>>,
 ) -> Identity {
     loop {
         match state.pending() {
+            Ok(pending) if pending.as_ref().is_none_or(|pending| present.came_of(pending)) => {
+                if let Err(error) = state.finish_enrolment() {
+                    tracing::warn!(%error, "failed to remove what is left of the enrolment");
+                }
+            }
+            Ok(None) => {}
             Ok(Some(pending)) => match enrol(state, &pending, about).await {
                 Ok(identity) => return identity,
                 Err(error) => {
                     tracing::warn!(%error, "failed to enrol this host anew; tried again when the applier connects");
                 }
             },
-            Ok(None) => {}
             Err(error) => tracing::error!(%error, "failed to read the pending enrolment"),
         }
         if host.changed().await.is_err() {

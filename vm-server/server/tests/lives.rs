@@ -5,6 +5,7 @@ mod world;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 
 use nix::sys::signal::Signal;
 use world::{Applier, ControlPlane, HostDirs, Keys, Server, World, exists, soon};
@@ -73,6 +74,76 @@ async fn a_restart_enrols_nothing_and_leaves_nothing_behind() {
         world.whole_road(1).await;
     }
     assert_eq!(world.control_plane.desk.enrolments.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_crash_left_of_an_enrolment_is_removed_and_not_repeated() {
+    let mut world = World::start().await;
+    let (pending, key) = (
+        world.dirs.server_state().join("enrolment.json"),
+        world.dirs.server_state().join("enrolment-key.pem"),
+    );
+    world.server.signal(Signal::SIGKILL);
+    let again = Server::start_with(&mut std::process::Command::new("true"));
+    std::mem::replace(&mut world.server, again).exit().await;
+    // As if it had been killed between the new identity and the end of the enrolment.
+    let registration = protocol::enrol::Registration::new(
+        &world.control_plane.bundle(),
+        &world.keys.report_key,
+        world.keys.opening_key.public(),
+    );
+    let left = world.control_plane.bundle().pending(registration.unwrap()).to_json().unwrap();
+    std::fs::write(&pending, &*left).unwrap();
+    std::fs::write(&key, "a key").unwrap();
+    world.server = Server::start(&world.dirs);
+    world.url = world.server.url().await;
+    world.applier = Applier::connect(&world.dirs, Some(world.keys.host())).await;
+    world.whole_road(1).await;
+    assert!(!exists(&pending) && !exists(&key));
+    assert_eq!(world.control_plane.desk.enrolments.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn another_user_is_not_spoken_to_on_the_private_socket() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root, and CI must run it");
+        println!("left out: becoming another user needs root");
+        return;
+    }
+    let world = World::start().await;
+    // The directory alone keeps others out already; here it is opened to them.
+    for (path, mode) in [
+        (world.dirs.root.path().to_owned(), 0o755),
+        (world.dirs.root.path().join("run"), 0o755),
+        (world.dirs.socket().parent().unwrap().to_owned(), 0o755),
+        (world.dirs.socket(), 0o666),
+    ] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let program = world.dirs.root.path().join("stranger");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let heard = |uid| {
+        let mut command = std::process::Command::new(&program);
+        command.args(["--exact", "stranger", "--ignored", "--nocapture"]);
+        let output = command.env("ESO_SOCKET", world.dirs.socket()).uid(uid).gid(uid).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("heard "), "{said}");
+        !said.contains("heard 0 bytes")
+    };
+    assert!(!heard(65_534), "a stranger was spoken to");
+    assert!(heard(0), "root is spoken to");
+}
+
+/// Not a test of its own: what the test above runs as another user.
+#[test]
+#[ignore = "run by another_user_is_not_spoken_to_on_the_private_socket"]
+fn stranger() {
+    use std::io::Read as _;
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(std::env::var_os("ESO_SOCKET").unwrap()).unwrap();
+    let mut buffer = [0; 16];
+    println!("heard {} bytes", stream.read(&mut buffer).unwrap_or(0));
 }
 
 #[tokio::test]
