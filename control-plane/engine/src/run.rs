@@ -136,7 +136,7 @@ impl World {
     fn take_inside(&mut self, turn: &mut Turn, batch: &mut Batch, inside: Inside) {
         match inside {
             Inside::Outcome { name, effect, event } => {
-                self.ended(turn, batch, &name, effect, event.map(|event| *event))
+                self.ended(turn, batch, &name, effect, event.map(|event| *event));
             }
             Inside::Reachable { host, reachable } => {
                 self.connected(turn, batch, host, reachable);

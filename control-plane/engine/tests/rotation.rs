@@ -10,7 +10,10 @@
 
 mod fakes;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use backends::SecretValue;
 
 use engine::Handle;
 use fakes::{CREDENTIAL, Stage, name, settled, until};
@@ -282,5 +285,256 @@ async fn no_view_metric_audit_row_or_database_page_shows_a_value() {
     }
     let canary = b"canary-";
     assert!(!bytes.windows(canary.len()).any(|window| window == canary));
+    stage.kill(engine).await;
+}
+
+const SOURCED: &str = "apiVersion: sources.external-secrets.io/v1alpha1
+kind: Directory
+metadata: {name: d}
+spec: {path: PATH}
+---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: {name: orders-db}
+spec:
+  source: {kind: Directory, name: d}
+  targets:
+    hosts: {names: [h0, h1]}
+  policy: {barrier: 500ms, flipIn: 60ms, startWait: 500ms, grace: 0s, retryPauseMax: 40ms}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
+    let stage = Stage::new(2).await;
+    let outside = stage.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("password"), "first").unwrap();
+    let resource = SOURCED.replace("PATH", outside.to_str().unwrap());
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    let on = async |h: &Handle, number: u32, password: &str| {
+        let view = h.credential(&name()).await.unwrap();
+        let has = |host: &std::sync::Arc<std::sync::Mutex<fakes::FakeHost>>| {
+            host.lock().unwrap().password().as_deref() == Some(password)
+        };
+        view.summary.current == Some(Version::new(1, number))
+            && view.rollout.is_none()
+            && stage.road.hosts.values().all(has)
+            && view
+                .versions
+                .iter()
+                .all(|v| v.version.number == number || v.phase == protocol::api::view::VersionPhase::Erased)
+    };
+    until(&handle, 30, "the first value is everywhere", async |h| on(h, 1, "first").await).await;
+    std::fs::write(outside.join("password"), "second").unwrap();
+    until(&handle, 30, "the second value is everywhere, the first erased", async |h| {
+        on(h, 2, "second").await
+    })
+    .await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    assert_eq!(handle.refresh("operator:alice", None).await.unwrap(), 1);
+    until(&handle, 30, "nothing is starting", async |h| !h.status().await.unwrap().starting).await;
+    assert!(on(&handle, 2, "second").await, "a restart brings no new version of the same value");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_otherwise() {
+    let stage = Stage::new(2).await;
+    let resource = CREDENTIAL.replace("  targets:", "  first: import\n  targets:");
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "it runs", async |h| !h.status().await.unwrap().starting).await;
+    let zero = Version::new(1, 0);
+    let lacking = SecretValue::new().with("password", b"p");
+    let refused = handle.import("operator:alice", &name(), lacking).await.unwrap_err();
+    assert!(refused.to_string().contains("username"), "the templates must fit: {refused}");
+    let value = stage.existing_role("imported", "old-password");
+    let imported = handle.import("operator:alice", &name(), value).await.unwrap();
+    assert_eq!(imported.version, zero);
+    rotate(&handle).await;
+    until(&handle, 30, "a new version is everywhere, and version 0 is held", async |h| {
+        let why = h.why(&name(), zero).await.unwrap();
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.current == Some(Version::new(1, 1))
+            && view.rollout.is_none()
+            && why.blockers.iter().any(|blocker| blocker.clause == Clause::NoHold)
+    })
+    .await;
+    handle.unhold("operator:alice", &name(), zero).await.unwrap();
+    until(&handle, 30, "version 0 is retired", async |h| settled(h, 1).await).await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_rotates_by_the_wall_clock_and_not_by_restarts() {
+    let stage = Stage::new(2).await;
+    let every =
+        |span: &str| CREDENTIAL.replace("  targets:", &format!("  schedule: {{every: {span}}}\n  targets:"));
+    std::fs::write(stage.resources().join("orders.yaml"), every("10s")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 9, "the first version is active", async |h| settled(h, 1).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    assert!(handle.credentials().await.unwrap()[0].next_rotation_at.is_some());
+    until(&handle, 30, "the second comes by itself", async |h| settled(h, 2).await).await;
+    std::fs::write(stage.resources().join("orders.yaml"), every("24h")).unwrap();
+    assert_eq!(stage.server.lock().unwrap().minted, 2);
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compromised_version_dies_at_its_deadline_although_a_host_is_silent() {
+    let stage = Stage::new(3).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let silent = stage.host(1);
+    silent.lock().unwrap().frozen = true;
+    // Its application goes on in the world, but the deadline says that it does not count.
+    silent.lock().unwrap().stop_application();
+    let deadline = Some(lifecycle::Millis::seconds(2));
+    handle.rotate("operator:alice", &name(), true, deadline).await.unwrap();
+    until(&handle, 40, "the first is revoked", async |_| stage.alive() == 1).await;
+    let audit = handle.audit(0, 1000, None).await.unwrap();
+    assert!(audit.entries.iter().any(|entry| entry.action == "rotate" && entry.detail.contains("2s")));
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_holds_everything_older_until_an_operator_says_otherwise() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let copy = stage.directory.path().join("copy.db");
+    stage.backup(&copy);
+    drop(handle);
+    stage.kill(engine).await;
+
+    stage.restore(&copy).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "it runs in the new epoch", async |h| {
+        let status = h.status().await.unwrap();
+        status.epoch.counter == 2 && !status.starting
+    })
+    .await;
+    let first = Version::new(1, 1);
+    let view = handle.credential(&name()).await.unwrap();
+    let held = view.versions.iter().find(|v| v.version == first).unwrap();
+    assert!(held.holds.iter().any(|hold| hold.by.contains("epoch 2")), "{held:?}");
+    rotate(&handle).await;
+    let second = Version::new(2, 1);
+    until(&handle, 30, "the new one is everywhere", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.current == Some(second) && view.rollout.is_none()
+    })
+    .await;
+    assert_eq!(stage.alive(), 2, "the older one is held");
+    handle.unhold("operator:alice", &name(), first).await.unwrap();
+    until(&handle, 30, "the older one is revoked", async |_| stage.alive() == 1).await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_gets_the_label_later_catches_up_and_a_retired_one_counts_no_more() {
+    let stage = Stage::new(3).await;
+    let late = stage.host(2);
+    let id = late.lock().unwrap().id;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    handle.label_host("operator:alice", id, BTreeMap::new()).await.unwrap();
+    until(&handle, 20, "the first version is on two hosts", async |h| settled(h, 1).await).await;
+    assert!(late.lock().unwrap().password().is_none());
+    let labels = BTreeMap::from([("app".to_owned(), "orders".to_owned())]);
+    handle.label_host("operator:alice", id, labels).await.unwrap();
+    until(&handle, 20, "the third catches up", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.adopted == 3 && late.lock().unwrap().password().is_some()
+    })
+    .await;
+    late.lock().unwrap().frozen = true;
+    late.lock().unwrap().stop_application();
+    rotate(&handle).await;
+    until(&handle, 30, "the silent one keeps the first alive", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.adopted == 2 && view.summary.current == Some(Version::new(1, 2))
+    })
+    .await;
+    assert_eq!(stage.alive(), 2);
+    handle.retire_host("operator:alice", id, "burnt down").await.unwrap();
+    until(&handle, 30, "nothing waits for it", async |h| settled(h, 2).await).await;
+    assert_eq!(handle.host("h2").await.unwrap().summary.phase, HostPhase::Retired);
+    let frame = late.lock().unwrap().signed_report();
+    let refused = handle.report(frame, id).await.unwrap_err();
+    assert_eq!(refused.problem().code, "unknown_host");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_is_taken_only_from_the_host_that_signed_it() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let (one, two) = (stage.host(0), stage.host(1));
+    let frame = one.lock().unwrap().signed_report();
+    let other = two.lock().unwrap().id;
+    assert_eq!(handle.report(frame, other).await.unwrap_err().problem().code, "other_host");
+    let own = one.lock().unwrap().id;
+    let forged = two.lock().unwrap().report_in_the_name_of(own);
+    assert_eq!(handle.report(forged, own).await.unwrap_err().problem().code, "foreign_key");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloned_machine_is_named_as_incomplete() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let (id, clone) = {
+        let mut host = host.lock().unwrap();
+        host.frozen = true;
+        (host.id, host.report_with_another_boot())
+    };
+    handle.report(clone, id).await.unwrap();
+    let summary = handle.host("h0").await.unwrap().summary;
+    assert_eq!(summary.phase, HostPhase::Incomplete);
+    assert!(summary.reason.unwrap().contains("two different reports"));
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
+    let stage = Stage::new(1).await;
+    let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
+    let credential =
+        CREDENTIAL.replace("    hosts:\n", "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n");
+    std::fs::write(stage.resources().join("orders.yaml"), format!("{target}{credential}")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let first = stage.shelf.current_password().unwrap();
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    let second = stage.shelf.current_password().unwrap();
+    assert_ne!(first, second);
+    assert_eq!(stage.shelf.readable(), [second], "the old one is destroyed in the store");
+    stage.assert_sound();
     stage.kill(engine).await;
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use backends::{Answer, Failure, Generator, Mark, Marked, SecretValue, Source, SpecError, StoreTarget};
+use backends::{
+    Answer, Failure, Generator, Mark, Marked, SecretValue, Source, SpecError, StoreTarget, Stored,
+};
 use engine::{Engine, Handle, Makers, PushFailure, Road, Settings};
 use futures_util::future::BoxFuture;
 use lifecycle::credential::{Authority, Overlap};
@@ -33,6 +35,8 @@ pub struct Server {
     /// Operations that were refused once already, when every one is to fail once.
     failed: BTreeSet<(&'static str, EffectId)>,
     pub fail_once: bool,
+    /// The password of a role that was there before us.
+    pub existing: Option<String>,
     /// Passwords that applications have loaded right now, by host.
     pub loaded: HashMap<HostId, String>,
 }
@@ -102,6 +106,7 @@ impl Generator for FakeGenerator {
             let password = value.expose_text("password").unwrap_or_default();
             match server.roles.get(&effect) {
                 Some(role) if role.alive && role.password == password => Ok(()),
+                None if server.existing.as_deref() == Some(password) => Ok(()),
                 _ => Err(Failure::refused("the server refuses the login")),
             }
         })
@@ -162,7 +167,73 @@ impl VersionKeyBytes {
 }
 
 /// Makes the fake generator whatever is asked for.
-pub struct FakeMakers(pub FakeGenerator);
+pub struct FakeMakers(pub FakeGenerator, pub Shelf);
+
+/// A store path that keeps versions.
+#[derive(Clone, Default)]
+pub struct Shelf(Arc<Mutex<Vec<Option<(SecretValue, Mark)>>>>);
+
+impl Shelf {
+    pub fn current_password(&self) -> Option<String> {
+        let kept = self.0.lock().unwrap();
+        kept.last()?.as_ref().map(|(value, _)| value.expose_text("password").unwrap().to_owned())
+    }
+
+    /// The passwords of all revisions that can still be read.
+    pub fn readable(&self) -> Vec<String> {
+        let kept = self.0.lock().unwrap();
+        kept.iter().flatten().map(|(value, _)| value.expose_text("password").unwrap().to_owned()).collect()
+    }
+
+    fn remove(&self, revision: u64) {
+        let at = usize::try_from(revision).unwrap() - 1;
+        self.0.lock().unwrap()[at] = None;
+    }
+}
+
+impl StoreTarget for Shelf {
+    fn write<'a>(&'a self, mark: &'a Mark, value: &'a SecretValue, after: u64) -> Answer<'a, u64> {
+        Box::pin(async move {
+            let mut kept = self.0.lock().unwrap();
+            let revision = kept.len() as u64;
+            if kept.last().is_some_and(|last| last.as_ref().is_some_and(|(known, _)| known.same_as(value))) {
+                return Ok(revision);
+            }
+            if revision != after {
+                return Err(Failure::refused("somebody else wrote"));
+            }
+            kept.push(Some((value.clone(), mark.clone())));
+            Ok(revision + 1)
+        })
+    }
+
+    fn read_back(&self) -> Answer<'_, Option<Stored>> {
+        Box::pin(async move {
+            let kept = self.0.lock().unwrap();
+            let revision = kept.len() as u64;
+            Ok(kept.last().cloned().flatten().map(|(value, mark)| Stored {
+                value,
+                revision,
+                mark: Some(mark),
+            }))
+        })
+    }
+
+    fn destroy(&self, revision: u64) -> Answer<'_, ()> {
+        Box::pin(async move {
+            assert_ne!(revision, self.0.lock().unwrap().len() as u64, "the current one is never destroyed");
+            self.remove(revision);
+            Ok(())
+        })
+    }
+
+    fn withdraw(&self, revision: u64) -> Answer<'_, ()> {
+        Box::pin(async move {
+            self.remove(revision);
+            Ok(())
+        })
+    }
+}
 
 impl Makers for FakeMakers {
     fn generator(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
@@ -174,8 +245,8 @@ impl Makers for FakeMakers {
         backends::build_source(kind, spec, secrets)
     }
 
-    fn store_target(&self, kind: &str, _: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
-        Err(SpecError { kind: kind.to_owned(), words: "no store here".to_owned() })
+    fn store_target(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
+        Ok(Arc::new(self.1.clone()))
     }
 }
 
@@ -340,7 +411,9 @@ impl FakeHost {
         let mut server = self.server.lock().unwrap();
         match &self.loaded {
             Some((version, password)) => {
-                let alive = server.roles.values().any(|role| role.alive && &role.password == password);
+                let alive = server.roles.is_empty()
+                    || server.existing.as_ref() == Some(password)
+                    || server.roles.values().any(|role| role.alive && &role.password == password);
                 if !alive {
                     let name = &self.name;
                     server.violations.push(format!("{name} started with the dead version {version}"));
@@ -349,6 +422,33 @@ impl FakeHost {
             }
             None => drop(server.loaded.remove(&self.id)),
         }
+    }
+
+    /// What the application has.
+    pub fn password(&self) -> Option<String> {
+        self.loaded.as_ref().map(|(_, password)| password.clone())
+    }
+
+    pub fn signed_report(&mut self) -> Frame {
+        self.report(vec![])
+    }
+
+    /// A report of another host, signed by this one.
+    pub fn report_in_the_name_of(&mut self, other: HostId) -> Frame {
+        let own = std::mem::replace(&mut self.id, other);
+        let frame = self.report(vec![]);
+        self.id = own;
+        frame
+    }
+
+    /// What a clone of this machine says under a number that this one used already.
+    pub fn report_with_another_boot(&mut self) -> Frame {
+        self.sequence -= 1;
+        self.report(vec![Receipt {
+            frame: protocol::FrameDigest::of(b"another boot"),
+            order: None,
+            outcome: Outcome::Accepted { again: false },
+        }])
     }
 
     /// The application ends: nobody holds anything on this host any more.
@@ -542,6 +642,7 @@ pub struct Stage {
     pub directory: tempfile::TempDir,
     pub server: Arc<Mutex<Server>>,
     pub road: Arc<FakeRoad>,
+    pub shelf: Shelf,
     pub anchor: TrustAnchor,
     order_seed: [u8; 32],
     handle: Arc<Mutex<Option<Handle>>>,
@@ -615,7 +716,7 @@ impl Stage {
         let reachable = Arc::new(Mutex::new(None));
         let pump = tokio::spawn(pump(road.clone(), handle.clone(), reachable.clone()));
         let order_seed = *order_key.expose_seed().unwrap();
-        Self { directory, server, road, anchor, order_seed, handle, reachable, pump }
+        Self { directory, server, road, shelf: Shelf::default(), anchor, order_seed, handle, reachable, pump }
     }
 
     pub async fn start(&self, steps: Steps) -> Engine {
@@ -632,7 +733,7 @@ impl Stage {
             anchor: self.anchor.clone(),
             earlier_keys: Vec::<VerifyingKey>::new(),
             resources: self.resources(),
-            makers: Arc::new(FakeMakers(FakeGenerator(self.server.clone()))),
+            makers: Arc::new(FakeMakers(FakeGenerator(self.server.clone()), self.shelf.clone())),
             road: self.road.clone(),
             reachable,
         };
@@ -653,6 +754,24 @@ impl Stage {
     pub fn backup(&self, to: &Path) {
         let source = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
         source.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
+    }
+
+    /// Restores a backup as an operator would.
+    pub async fn restore(&self, from: &Path) {
+        drop(open(self.directory.path(), Steps::default()).await);
+        let state = self.directory.path().join("state.db");
+        std::fs::rename(&state, self.directory.path().join("before.db")).unwrap();
+        for leftover in ["state.db-wal", "state.db-shm"] {
+            drop(std::fs::remove_file(self.directory.path().join(leftover)));
+        }
+        let key = KeyEncryptionKey::from_file(&self.directory.path().join("key")).unwrap();
+        store::restore(from, &state, key).await.unwrap();
+    }
+
+    /// A role that somebody made before us, as a value to import.
+    pub fn existing_role(&self, user: &str, password: &str) -> SecretValue {
+        self.server.lock().unwrap().existing = Some(password.to_owned());
+        SecretValue::new().with("username", user.as_bytes()).with("password", password.as_bytes())
     }
 
     /// Puts an older copy of the database in place, as somebody would behind our back.
