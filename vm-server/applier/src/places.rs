@@ -7,7 +7,7 @@ use holders::{Needle, Sweep};
 use host_policy::{PlaceKind, SetPolicy};
 use lifecycle::host::HostEvent;
 use lifecycle::report::PlaceFault;
-use lifecycle::{GapId, HolderId, Millis, Version};
+use lifecycle::{Evidence, GapId, HolderId, Millis, Version};
 use opens::Inode;
 use protocol::seal::StagedSet;
 use sets::{Existing, PlaceState, Places, SetError, SetFile};
@@ -293,10 +293,11 @@ impl Set {
         if !traces.complete {
             return Err("processes come and go too fast to look at all of them".to_owned());
         }
-        if rustix::process::geteuid().is_root()
-            && let Some(unreadable) = traces.unreadable.first()
-        {
-            return Err(format!("cannot look at {unreadable}"));
+        // Without privilege most processes cannot be looked at, and evidence is only `declared` then. PID 1 never
+        // holds anything for itself.
+        let mut unreadable = traces.unreadable.iter().filter(|who| !who.starts_with("process 1 ("));
+        if let (Evidence::Kernel, Some(who)) = (self.record.evidence.kind(), unreadable.next()) {
+            return Err(format!("cannot look at {who}"));
         }
         let pinned = traces.found.iter().filter(|found| excused.contains(&found.process.id));
         Ok(pinned.filter_map(|found| found.inode).collect())

@@ -1,0 +1,184 @@
+//! Adoption, the host's own rollback, places.
+
+use lifecycle::report::ConsumerState;
+use lifecycle::{Evidence, OrderKind};
+use protocol::reported::{Reply, SOCKET, Statement};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+
+use crate::application::Application;
+use crate::control::{Host, activate, seal, secret, stage, v};
+use crate::rotating::{on_one, policy};
+
+#[test]
+fn an_application_that_cannot_use_a_version_takes_its_host_back() {
+    let (mut host, app) = on_one(r#"adopt = "restart""#, "");
+    let frame = host.sign(&host.payload_with(2, stage(2), "-BAD", [].into()));
+    assert_eq!(host.try_frame(frame), Ok(()));
+    host.order(2, activate(2));
+    host.order(2, OrderKind::Adopt { version: v(2) });
+    let report = host.until("the way back", |report| report.adopted == Some(v(1)));
+    let rolled_back = report.rolled_back.unwrap();
+    assert_eq!((rolled_back.from, rolled_back.to), (v(2), Some(v(1))));
+    app.until_loaded(&secret(1));
+    assert_eq!(host.try_order(2, activate(2)), Err("rolled_back".to_owned()));
+    host.restart();
+    host.ask(1);
+    assert_eq!(host.try_order(3, activate(2)), Err("rolled_back".to_owned()), "also after a restart");
+    host.order(3, OrderKind::RollBack { to: v(1) });
+    assert_eq!(host.db().rolled_back, None);
+    host.order(4, seal(2));
+    host.until("gone", |report| report.gone.contains(&v(2)));
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_keeps_the_old_version() {
+    let place = r#"
+[set.db]
+refresh_ms = 200
+places = [{ path = "{app}/conf/password", file = "password", kind = "copy" }]
+"#;
+    let mut host = Host::new(place);
+    let conf = host.app_dir().join("conf");
+    std::fs::create_dir(&conf).unwrap();
+    host.up();
+    host.roll_out(1, 1);
+    let copy = conf.join("password");
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(1));
+    // The place is out of reach: its directory is away when the flip comes.
+    std::fs::rename(&conf, host.app_dir().join("away")).unwrap();
+    std::os::unix::fs::symlink(host.app_dir().join("away"), &conf).unwrap();
+    host.order(2, stage(2));
+    let report = host.order(2, activate(2));
+    assert!(report.places.iter().any(|place| place.versions.contains(&v(1))), "{report:#?}");
+    host.order(2, OrderKind::Adopt { version: v(2) });
+    let report = host.order(2, seal(1));
+    assert!(!report.gone.contains(&v(1)) && report.not_gone[&v(1)].contains("password"), "{report:#?}");
+    std::fs::remove_file(&conf).unwrap();
+    std::fs::rename(host.app_dir().join("away"), &conf).unwrap();
+    host.until("gone", |report| report.gone.contains(&v(1)));
+    assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(2));
+}
+
+#[test]
+fn policy_drops_a_place() {
+    let with = r#"
+[set.db]
+refresh_ms = 200
+places = [{ path = "{app}/password", file = "password", kind = "copy" }]
+"#;
+    let mut host = Host::new(with);
+    host.up();
+    host.roll_out(1, 1);
+    host.write_policy("[set.db]\nrefresh_ms = 300\n");
+    host.order(2, stage(2));
+    // Wait for the policy: the place is not written any more.
+    host.order(2, activate(2));
+    let place = host.app_dir().join("password");
+    std::fs::write(&place, secret(1)).unwrap();
+    let report = host.order(2, seal(1));
+    if !report.not_gone.is_empty() {
+        assert!(report.not_gone[&v(1)].contains("password"), "{report:#?}");
+        std::fs::remove_file(&place).unwrap();
+    }
+    host.until("gone", |report| report.gone.contains(&v(1)));
+    let still = std::fs::read_to_string(&place).unwrap_or_default();
+    assert_ne!(still, secret(1));
+}
+
+#[test]
+fn a_place_that_somebody_edits_is_repaired_and_reported() {
+    let place = r#"
+[set.db]
+refresh_ms = 60000
+places = [{ path = "{app}/password", file = "password", kind = "copy" }]
+"#;
+    let mut host = Host::new(place);
+    host.up();
+    std::fs::write(host.app_dir().join("password"), "by hand").unwrap();
+    host.roll_out(1, 1);
+    let place = host.app_dir().join("password");
+    let kept = host.app_dir().join("password.before-eso-1");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), "by hand", "the first time it may be the only copy");
+    std::fs::remove_file(&place).unwrap();
+    std::fs::write(&place, "edited").unwrap();
+    host.until_report("the repair", |report| report.notices.iter().any(|notice| notice.code == "drift"));
+    assert_eq!(std::fs::read_to_string(&place).unwrap(), secret(1));
+}
+
+/// Speaks from this very process, which the policy names as the application.
+fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
+    let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
+    let statement =
+        Statement { set: host.set(), on: v(on), dropped: dropped.iter().map(|number| v(*number)).collect() };
+    stream.write_all(&statement.to_line().unwrap()).unwrap();
+    let mut line = Vec::new();
+    BufReader::new(stream).read_until(b'\n', &mut line).unwrap();
+    Reply::from_line(&line).unwrap()
+}
+
+fn itself(adopt: &str, evidence: &str) -> (String, String) {
+    let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
+    let text = format!(
+        r#"
+[set.db]
+consumers = [{{ name = "app", pidfile = "{{app}}/app.pid", exe = "{}", adopt = "{adopt}", settle_ms = 100{evidence} }}]
+"#,
+        exe.display()
+    );
+    (text, std::process::id().to_string())
+}
+
+#[test]
+fn an_application_that_is_trusted_releases_a_version_by_its_word() {
+    let (policy, pid) = itself("reopen", r#", evidence = "reported""#);
+    let mut host = Host::new(&policy);
+    std::fs::write(host.app_dir().join("app.pid"), pid).unwrap();
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    host.order(1, OrderKind::Adopt { version: v(1) });
+    assert_eq!(host.db().adopted, None, "it has not said so yet");
+    assert_eq!(say(&host, 1, &[]), Reply::Noted {});
+    let report = host.until("adopted", |report| report.adopted == Some(v(1)));
+    assert_eq!(report.evidence, Evidence::Reported);
+    host.order(2, stage(2));
+    host.order(2, activate(2));
+    host.order(2, OrderKind::Adopt { version: v(2) });
+    let report = host.order(2, seal(1));
+    assert!(report.not_gone[&v(1)].contains("held by"), "{report:#?}");
+    assert_eq!(say(&host, 2, &[]), Reply::Noted {});
+    host.until("adopted", |report| report.adopted == Some(v(2)));
+    assert!(!host.db().gone.contains(&v(1)), "it did not say that it dropped it");
+    assert_eq!(say(&host, 2, &[1]), Reply::Noted {});
+    host.until("gone", |report| report.gone.contains(&v(1)));
+}
+
+#[test]
+fn the_word_of_an_application_that_is_not_trusted_counts_for_nothing() {
+    let (policy, pid) = itself("reopen", "");
+    let mut host = Host::new(&policy);
+    std::fs::write(host.app_dir().join("app.pid"), pid).unwrap();
+    host.up();
+    host.roll_out(1, 1);
+    host.roll_out(2, 2);
+    let Reply::Refused { code, .. } = say(&host, 2, &[1]) else { panic!("believed") };
+    assert_eq!(code, "not_trusted");
+    let report = host.order(2, seal(1));
+    assert!(report.not_gone[&v(1)].contains("held by"));
+}
+
+#[test]
+fn an_idle_application_keeps_the_old_version_until_its_first_healthy_start() {
+    let mut host = Host::new(&policy(r#"adopt = "restart""#, ""));
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    host.order(1, OrderKind::Adopt { version: v(1) });
+    let report = host.until("idle", |report| {
+        report.consumers.values().any(|consumer| consumer.state == ConsumerState::Idle)
+    });
+    assert_eq!(report.adopted, None);
+    let _app = Application::start(&host.app_dir(), &host.app_dir().join("password"));
+    host.until("adopted", |report| report.adopted == Some(v(1)));
+}

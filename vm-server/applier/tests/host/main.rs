@@ -1,0 +1,10 @@
+//! The real binary, with a network half and applications of the test's own, without privilege and without systemd.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod application;
+mod control;
+
+mod adopting;
+mod refusing;
+mod rotating;
+mod surviving;

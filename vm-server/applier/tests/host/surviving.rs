@@ -1,0 +1,150 @@
+//! Crashes of ours, and boots, restart nothing of theirs and lose nothing.
+
+use lifecycle::OrderKind;
+
+use crate::control::{Host, activate, arm, secret, stage, v};
+use crate::rotating::on_one;
+
+#[test]
+fn our_restart_restarts_nothing_of_theirs() {
+    let (mut host, app) = on_one(r#"adopt = "restart""#, "");
+    let starts = app.starts();
+    for question in 1..4 {
+        host.restart();
+        let report = host.ask(question);
+        assert_eq!(report.sets[&host.set()].adopted, Some(v(1)));
+    }
+    assert_eq!(app.starts(), starts);
+}
+
+#[test]
+fn an_instant_that_passed_while_we_were_away_is_met_when_told() {
+    let (mut host, _app) = on_one(r#"adopt = "restart""#, "");
+    host.order(2, stage(2));
+    host.order(2, arm(2, 30_000));
+    host.restart();
+    assert_eq!(host.ask(1).sets[&host.set()].armed, Some(v(2)), "an agreement survives our restart");
+    host.order(2, activate(2));
+    assert_eq!(host.current("password"), Some(secret(2)));
+}
+
+#[test]
+fn sets_come_back_after_a_boot_without_the_control_plane() {
+    let mut host = Host::new("[set.db]\nplaces = [{ path = \"{app}/password\", file = \"password\" }]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.order(2, stage(2));
+    host.kill();
+    // What a boot takes: everything below the run directory but the test's own socket.
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    host.start();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while host.current("password") != Some(secret(1)) {
+        assert!(std::time::Instant::now() < deadline, "the set does not come back");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    host.accept();
+    let report = host.ask(1).sets[&host.set()].clone();
+    assert_eq!((report.current, report.present.len()), (Some(v(1)), 2));
+    host.order(2, activate(2));
+    assert_eq!(host.current("password"), Some(secret(2)));
+}
+
+#[test]
+fn two_appliers_cannot_run_on_one_state() {
+    let mut host = Host::new("");
+    host.up();
+    host.ask(1);
+    let config = host.root().join("config");
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_eso-vm-applier"))
+        .arg("--config")
+        .arg(config)
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another applier"));
+}
+
+/// Kills the applier at each of its persisted steps in turn. The unkilled run says how many there are.
+#[cfg(feature = "failpoints")]
+#[test]
+fn killed_at_every_step_it_ends_the_same_and_restarts_nobody_twice() {
+    let steps = rotation(None).1;
+    assert!(steps > 20, "{steps} steps");
+    for step in 1..=steps {
+        let (host, _) = rotation(Some(step));
+        drop(host);
+    }
+}
+
+/// One rotation as a control plane drives it: it looks at each report and orders what is missing. Killed at a step,
+/// the applier is started again and never killed a second time.
+#[cfg(feature = "failpoints")]
+fn rotation(die_at: Option<usize>) -> (Host, usize) {
+    let (mut host, app) = on_one(r#"adopt = "restart""#, "");
+    let starts = app.starts();
+    let log = host.root().join("steps");
+    host.kill();
+    host.environment = vec![("ESO_FAILPOINT_LOG".to_owned(), log.display().to_string())];
+    if let Some(step) = die_at {
+        host.environment.push(("ESO_FAILPOINT".to_owned(), step.to_string()));
+    }
+    host.start();
+    let mut question = 0;
+    let mut up = host.try_accept();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    loop {
+        assert!(std::time::Instant::now() < deadline, "step {die_at:?} does not end: {:#?}", host.report);
+        if !up {
+            host.kill();
+            // Whatever the step was: a reader finds a whole version.
+            let found = host.current("password");
+            assert!(found == Some(secret(1)) || found == Some(secret(2)), "step {die_at:?}: {found:?}");
+            host.environment.retain(|(name, _)| name != "ESO_FAILPOINT");
+            host.up();
+            up = true;
+        }
+        question += 1;
+        let next = next_order(&host, question);
+        let Some(frame) = next else { break };
+        up = host.try_push(vec![frame]).is_some();
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(app.loaded(), Some(secret(2)), "step {die_at:?}");
+    assert_eq!(app.starts(), starts + 1, "step {die_at:?}: restarted twice");
+    assert!(!host.disk().values().any(|content| content.contains(&secret(1))), "step {die_at:?}");
+    let steps = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+    (host, steps)
+}
+
+/// What is missing by the newest report; a question where nothing can be done but wait. None at the end.
+#[cfg(feature = "failpoints")]
+fn next_order(host: &Host, question: u64) -> Option<protocol::Frame> {
+    use protocol::order::{Ask, Body};
+    let report = host.db();
+    let free = report.holders.iter().all(|holder| holder.version != v(1));
+    let kind = if report.gone.contains(&v(1)) && report.adopted == Some(v(2)) {
+        return None;
+    } else if question.is_multiple_of(2) {
+        None
+    } else if report.current != Some(v(2)) && !report.present.contains_key(&v(2)) {
+        Some(stage(2))
+    } else if report.current != Some(v(2)) {
+        Some(activate(2))
+    } else if report.permitted != Some(v(2)) {
+        Some(OrderKind::Adopt { version: v(2) })
+    } else if report.adopted == Some(v(2)) && free && report.may_return_to.is_empty() {
+        Some(crate::control::seal(1))
+    } else {
+        None
+    };
+    let payload = match kind {
+        Some(kind) => host.payload(2, kind),
+        None => {
+            let mut payload = host.payload(2, activate(2));
+            payload.body = Body::Ask(Ask { questions: [(host.set(), question)].into() });
+            payload
+        }
+    };
+    Some(host.sign(&payload))
+}
