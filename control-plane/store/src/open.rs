@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifecycle::Epoch;
 use rusqlite::{Connection, ErrorCode, params};
@@ -154,10 +154,17 @@ fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
     });
     let file =
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
-        Err(std::fs::TryLockError::Error(why)) => Err(failed(why)),
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // The one before us may be on its way out.
+            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+            Err(std::fs::TryLockError::Error(why)) => return Err(failed(why)),
+        }
     }
 }
 
