@@ -129,12 +129,11 @@ pub fn router(app: &App, table: Vec<Route>) -> Router {
         let guard = middleware::from_fn_with_state((app.clone(), route.needs), admit);
         let handler = route
             .handler
-            .fallback(wrong_method)
             .layer(DefaultBodyLimit::max(route.body_bytes_max))
             .layer(guard);
         router = router.route(route.path, handler);
     }
-    router.fallback(no_such_route).with_state(app.clone())
+    router.fallback(no_such_route).method_not_allowed_fallback(wrong_method).with_state(app.clone())
 }
 
 async fn no_such_route() -> Failure {

@@ -1,0 +1,219 @@
+//! Who may call what: every route without an identity and with every wrong one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test binary uses a part of the shared world")]
+
+mod world;
+
+use eso_control_plane::{Needs, table::table};
+use protocol::api::{AuditPage, Done, OperatorView, Problem, Reason, Role};
+use protocol::enrol::{EnrolResponse, RenewRequest};
+use reqwest::Method;
+use world::{Caller, HostKeys, World, csr};
+
+fn path(template: &str) -> String {
+    template
+        .replace("{name}", "nothing")
+        .replace("{version}", "1")
+        .replace("{host}", "nobody")
+        .replace("{id}", "x")
+}
+
+#[tokio::test]
+async fn every_route_refuses_nobody_and_every_wrong_kind() {
+    let world = World::start().await;
+    let host = world.host("web-1").await;
+    let bundle = world.bundle("web-2").await;
+    let (scraper, _) = world.operator(Role::Scraper).await;
+    let (viewer, _) = world.operator(Role::Viewer).await;
+    let (operator, _) = world.operator(Role::Operator).await;
+    let (admin, _) = world.operator(Role::Admin).await;
+    let (ended, issued) = world.operator(Role::Admin).await;
+    let end = format!("/v1/operators/{}", issued.operator.id);
+    assert_eq!(admin.request(Method::DELETE, &end).send().await.unwrap().status(), 200);
+    let host_with_token = Caller { token: admin.token.clone(), ..world.host("web-3").await.caller };
+    let role = |role| move |needs| matches!(needs, Needs::Operator(least) if role >= least);
+    type Allowed = Box<dyn Fn(Needs) -> bool>;
+    let callers: [(&str, Caller, Allowed); 11] = [
+        ("nobody", world.anybody(), Box::new(|_| false)),
+        ("a made-up token", world.with_token("eso_op_00"), Box::new(|_| false)),
+        ("an enrolment token's id", world.with_token(&bundle.token.to_string()), Box::new(|_| false)),
+        ("a revoked admin", ended, Box::new(|_| false)),
+        ("a host with an admin's token", host_with_token, Box::new(|_| false)),
+        ("a host", host.caller, Box::new(|needs| needs == Needs::Host)),
+        ("a scraper", scraper, Box::new(|needs| needs == Needs::Scraper)),
+        ("a viewer", viewer, Box::new(role(Role::Viewer))),
+        ("an operator", operator, Box::new(role(Role::Operator))),
+        ("an admin by token", admin, Box::new(role(Role::Admin))),
+        ("an admin by certificate", world.admin(), Box::new(role(Role::Admin))),
+    ];
+    let routes = table();
+    assert!(routes.len() > 35);
+    for route in routes {
+        for (who, caller, allowed) in &callers {
+            let response = caller.request(route.method.clone(), &path(route.path)).send().await.unwrap();
+            let status = response.status().as_u16();
+            let what = format!("{who}: {} {} -> {status}", route.method, route.path);
+            match route.needs {
+                Needs::Nothing => assert_eq!(status, 200, "{what}"),
+                // Whatever else is shown, the token in the body decides; here there is none.
+                Needs::EnrolmentToken => assert_eq!(status, 415, "{what}"),
+                needs if allowed(needs) => assert!(status != 401 && status != 403, "{what}"),
+                _ => {
+                    assert!(status == 401 || status == 403, "{what}");
+                    let problem: Problem = response.json().await.unwrap();
+                    assert!(!problem.action.is_empty(), "{what}");
+                }
+            }
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_route_is_said_so_to_nobody_in_particular() {
+    let world = World::start().await;
+    let (viewer, _) = world.operator(Role::Viewer).await;
+    for caller in [world.anybody(), viewer] {
+        assert_eq!(caller.get("/").await.status(), 404);
+        assert_eq!(caller.get("/v1/credentials/a/value").await.status(), 404);
+        let wrong = caller.request(Method::DELETE, "/v1/status").send().await.unwrap();
+        assert_eq!(wrong.status(), 405);
+        assert_eq!(wrong.json::<Problem>().await.unwrap().code, "wrong_method");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_audited_with_who_and_what() {
+    let world = World::start().await;
+    let (viewer, _) = world.operator(Role::Viewer).await;
+    let response = viewer.post("/v1/credentials/orders/rotate", &serde_json::json!({})).await;
+    assert_eq!(response.status(), 403);
+    assert!(response.json::<Problem>().await.unwrap().detail.contains("operator"));
+    let page: AuditPage = world.admin().get("/v1/audit").await.json().await.unwrap();
+    let denied = page.entries.iter().find(|entry| entry.action == "denied").expect("an entry");
+    assert_eq!(denied.actor, "operator:Viewer");
+    assert_eq!(denied.subject, "/v1/credentials/orders/rotate");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_renews_with_its_own_key_only_and_not_at_all_once_retired() {
+    let world = World::start().await;
+    let (host, other) = (world.host("web-1").await, world.host("web-2").await);
+    let renew = |key| RenewRequest { csr_pem: csr(key), address: "127.0.0.1:10".to_owned() };
+    let response = host.caller.post("/v1/renew", &renew(&host.keys.tls)).await;
+    assert_eq!(response.status(), 200);
+    let renewed: EnrolResponse = response.json().await.unwrap();
+    assert!(renewed.chain_pem.contains("BEGIN CERTIFICATE"));
+    // A valid certificate of another host.
+    let stolen = other.caller.post("/v1/renew", &renew(&host.keys.tls)).await;
+    assert_eq!(stolen.status(), 403);
+    assert_eq!(stolen.json::<Problem>().await.unwrap().code, "other_key");
+
+    let retire = format!("/v1/hosts/{}/retire", host.id);
+    let response = world.admin().post(&retire, &Reason { reason: "reimaged".to_owned() }).await;
+    assert_eq!(response.status(), 200, "{:?}", response.text().await);
+    let refused = host.caller.post("/v1/renew", &renew(&host.keys.tls)).await;
+    assert_eq!(refused.json::<Problem>().await.unwrap().code, "host_retired");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn one_token_makes_one_host_over_the_network_too() {
+    let world = World::start().await;
+    let bundle = world.bundle("web-1").await;
+    let attempts = (0..100).map(|_| {
+        let (caller, request) = (world.anybody(), HostKeys::new().request(&bundle));
+        tokio::spawn(async move { caller.post("/v1/enroll", &request).await.status().as_u16() })
+    });
+    let attempts: Vec<_> = attempts.collect();
+    let mut enrolled = 0;
+    for attempt in attempts {
+        match attempt.await.unwrap() {
+            200 => enrolled += 1,
+            status => assert_eq!(status, 401),
+        }
+    }
+    assert_eq!(enrolled, 1);
+    let hosts: serde_json::Value = world.admin().get("/v1/hosts").await.json().await.unwrap();
+    assert_eq!(hosts.as_array().unwrap().len(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_foreign_certificate_does_not_even_shake_hands() {
+    let (world, foreign) = (World::start().await, World::start().await);
+    let stranger = foreign.host("web-1").await;
+    let client = world.client(Some(&stranger.identity));
+    let url = format!("https://localhost:{}/healthz", world.ready.listen.port());
+    assert!(client.get(url).send().await.is_err());
+    world.stop().await;
+    foreign.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_whole_plain_and_of_the_right_shape() {
+    let world = World::start().await;
+    let admin = world.admin();
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = &deep[..60_000];
+    let huge = vec![b'x'; 5 * 1024 * 1024];
+    let rotate = "/v1/credentials/orders/rotate";
+    let json = "application/json";
+    let cases: [(&str, &str, &str, Vec<u8>, u16); 8] = [
+        ("too deep", rotate, json, deep.as_bytes().to_vec(), 422),
+        ("too large", rotate, json, vec![b' '; 70_000], 413),
+        ("far too large", "/v1/credentials/orders/import", json, huge, 413),
+        ("not JSON", rotate, json, b"{".to_vec(), 422),
+        ("compressed", rotate, json, vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0], 422),
+        ("unknown field", rotate, json, b"{\"dry_rum\":true}".to_vec(), 422),
+        ("another type", rotate, "text/plain", b"{}".to_vec(), 415),
+        ("no reason", "/v1/credentials/orders/rollout/halt", json, b"{\"reason\":\" \"}".to_vec(), 422),
+    ];
+    for (what, path, kind, body, expected) in cases {
+        let response = admin.request(Method::POST, path).header("content-type", kind).body(body).send().await;
+        let response = response.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert_eq!(response.status().as_u16(), expected, "{what}");
+        let problem: Problem = response.json().await.unwrap();
+        assert!(!problem.detail.is_empty() && !problem.action.is_empty(), "{what}: {problem:?}");
+    }
+    world.stop().await;
+}
+
+/// What is wrong with a value is said without repeating it.
+#[tokio::test]
+async fn a_refused_import_repeats_nothing_of_the_value() {
+    let world = World::start().await;
+    let canary = "canary-5f1e9c";
+    for body in [
+        format!("{{\"fields\":{{\"password\":\"{canary}!\"}}}}"),
+        format!("{{\"fields\":\"{canary}\"}}"),
+        format!("{{\"fields\":{{\"password\":[\"{canary}\"]}}}}"),
+        format!("{{\"fields\":{{}},\"{canary}"),
+    ] {
+        let import = world.admin().request(Method::POST, "/v1/credentials/orders/import");
+        let response =
+            import.header("content-type", "application/json").body(body.clone()).send().await.unwrap();
+        assert_eq!(response.status(), 422);
+        let text = response.text().await.unwrap();
+        assert!(!text.contains(canary), "{text}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn operators_come_and_go() {
+    let world = World::start().await;
+    let (viewer, issued) = world.operator(Role::Viewer).await;
+    assert_eq!(viewer.get("/v1/whoami").await.status(), 200);
+    let all: Vec<OperatorView> = world.admin().get("/v1/operators").await.json().await.unwrap();
+    assert_eq!(all.len(), 2);
+    let end = format!("/v1/operators/{}", issued.operator.id);
+    let done: Done = world.admin().request(Method::DELETE, &end).send().await.unwrap().json().await.unwrap();
+    assert_eq!(done.message, "revoked");
+    // The connection that it is on stays open; the identity on it is worth nothing any more.
+    assert_eq!(viewer.get("/v1/whoami").await.status(), 401);
+    assert_eq!(world.admin().request(Method::DELETE, &end).send().await.unwrap().status(), 404);
+    world.stop().await;
+}

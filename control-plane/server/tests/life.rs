@@ -1,0 +1,222 @@
+//! Setting up, serving, backing up and restoring; and the command line against a real control plane.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test binary uses a part of the shared world")]
+
+mod world;
+
+use eso_control_plane::settings::{Backup, Restore};
+use eso_control_plane::{ServeError, backup, restore, serve};
+use esoctl::{Exit, Streams};
+use protocol::api::{AuditPage, BackedUp, Status};
+use world::{World, data, init, settings};
+
+async fn esoctl(world: &World, arguments: &[&str]) -> (Exit, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
+    let config = world.admin_file("esoctl.toml");
+    let server = format!("https://localhost:{}", world.ready.listen.port());
+    let fixed = ["esoctl", "--config", config.to_str().unwrap(), "--server", &server];
+    let arguments = fixed.into_iter().chain(arguments.iter().copied()).map(Into::into);
+    let exit = esoctl::run(arguments, &mut streams).await;
+    (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+#[test]
+fn the_openapi_document_is_the_one_checked_in() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+    let now = serde_json::to_string_pretty(&eso_control_plane::openapi::document()).unwrap() + "\n";
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(path, &now).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        now == checked_in,
+        "docs/openapi.json is old: run the test again with UPDATE_OPENAPI=1 and commit it"
+    );
+}
+
+#[test]
+fn every_reference_in_the_openapi_document_leads_somewhere() {
+    let document = eso_control_plane::openapi::document();
+    let text = document.to_string();
+    let mut references = 0;
+    for part in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = part.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer}");
+        references += 1;
+    }
+    assert!(references > 50);
+    let ids: Vec<_> =
+        text.split("\"operationId\":\"").skip(1).map(|part| part.split('"').next().unwrap()).collect();
+    let unique: std::collections::BTreeSet<_> = ids.iter().collect();
+    assert_eq!(ids.len(), unique.len());
+}
+
+#[tokio::test]
+async fn a_directory_is_made_once_and_init_again_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    init(&directory).await;
+    let read = || {
+        ["key", "admin/cert.pem", "admin/key.pem", "admin/ca.pem", "admin/esoctl.toml"]
+            .map(|name| std::fs::read(directory.path().join("data").join(name)).unwrap())
+    };
+    let before = read();
+    init(&directory).await;
+    assert_eq!(before, read());
+    use std::os::unix::fs::PermissionsExt as _;
+    for name in ["key", "eso.db", "admin/key.pem", "admin/esoctl.toml"] {
+        let mode = std::fs::metadata(directory.path().join("data").join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let refuse = async |directory: &tempfile::TempDir| {
+        let error =
+            serve(&settings(directory), |_| panic!("served"), std::future::pending()).await.unwrap_err();
+        error.to_string()
+    };
+    assert!(refuse(&directory).await.contains("eso-control-plane init"));
+
+    init(&directory).await;
+    let world = World::serve(directory).await;
+    let second = refuse(&world.directory).await;
+    assert!(second.contains("another process holds it"), "{second}");
+    let directory = world.stop().await;
+
+    std::fs::rename(directory.path().join("data/key"), directory.path().join("data/key.old")).unwrap();
+    store::KeyEncryptionKey::generate().unwrap().write_file(&directory.path().join("data/key")).unwrap();
+    let other_key = refuse(&directory).await;
+    assert!(other_key.contains("another key-encryption key"), "{other_key}");
+}
+
+#[tokio::test]
+async fn a_taken_address_is_said() {
+    let world = World::start().await;
+    let other = tempfile::tempdir().unwrap();
+    init(&other).await;
+    let settings = eso_control_plane::settings::Serve { listen: world.ready.listen, ..settings(&other) };
+    let error = serve(&settings, |_| panic!("served"), std::future::pending()).await.unwrap_err();
+    assert!(matches!(error, ServeError::Listen { .. }), "{error}");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_backup_restores_into_a_new_epoch_with_the_same_installation() {
+    let world = World::start().await;
+    let host = world.host("web-1").await;
+    let before: Status = world.admin().get("/v1/status").await.json().await.unwrap();
+    let made: BackedUp = world.admin().post("/v1/backup", &()).await.json().await.unwrap();
+    let directory = world.stop().await;
+    let offline = directory.path().join("offline.db");
+    backup(&Backup { data: data(&directory), to: offline.clone() }).await.unwrap();
+    for from in [made.file.into(), offline] {
+        for name in ["eso.db", "eso.db-wal", "eso.db-shm"] {
+            let _ = std::fs::remove_file(directory.path().join("data").join(name));
+        }
+        let epoch = restore(&Restore { data: data(&directory), from }).await.unwrap();
+        assert_eq!(epoch.counter, before.epoch.counter + 1);
+    }
+    let world = World::serve(directory).await;
+    let after: Status = world.admin().get("/v1/status").await.json().await.unwrap();
+    assert_eq!(after.installation, before.installation);
+    assert_eq!(after.epoch.counter, before.epoch.counter + 1);
+    let (exit, out, _) = esoctl(&world, &["host", "list", "-o", "json"]).await;
+    assert_eq!(exit, Exit::Done);
+    assert!(out.contains(&host.id.to_string()));
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_command_line_speaks_to_a_real_control_plane() {
+    let world = World::start().await;
+    let host = world.host("web-1").await;
+    let id = host.id.to_string();
+    let bundle = world.directory.path().join("bundle.json");
+    let bundle = bundle.to_str().unwrap();
+    let cases: [(&[&str], Exit, &str); 17] = [
+        (&["status"], Exit::Done, "epoch         1"),
+        (&["whoami"], Exit::Done, "admin"),
+        (&["credential", "list"], Exit::Done, "no credentials"),
+        (&["credential", "show", "orders"], Exit::Missing, "does not exist"),
+        (&["credential", "rotate", "orders"], Exit::Missing, "does not exist"),
+        (&["credential", "rotate", "orders", "--watch"], Exit::Missing, "does not exist"),
+        (&["why", "orders@1"], Exit::Missing, "does not exist"),
+        (&["pending"], Exit::Done, "no superseded version waits"),
+        (&["host", "show", "web-1"], Exit::Done, &id),
+        (&["host", "label", "web-1", "role=web", "zone=a"], Exit::Done, "labelled"),
+        (&["host", "label", "web-1", "zone-"], Exit::Done, "labelled"),
+        (&["host", "list"], Exit::Done, "role=web\n"),
+        (
+            &["host", "enroll-token", "web-2", "--label", "a=b", "--out", bundle],
+            Exit::Done,
+            "eso-vm-applier enroll",
+        ),
+        (&["host", "enroll-token", "web-2", "--out", bundle], Exit::Failed, "failed to write the bundle"),
+        (&["host", "enroll-token", "a b"], Exit::Refused, "cannot name a host"),
+        (&["source", "refresh", "--all"], Exit::Done, "0 sources"),
+        (
+            &["holders", "clear", "orders", "web-1", "unit:x", "--reason", "gone"],
+            Exit::Missing,
+            "holders list",
+        ),
+    ];
+    for (arguments, expected, said) in cases {
+        let (exit, out, err) = esoctl(&world, arguments).await;
+        assert_eq!(exit, expected, "{arguments:?}: {out}{err}");
+        assert!(out.contains(said) || err.contains(said), "{arguments:?}: {out}{err}");
+    }
+    let read = protocol::enrol::Bundle::from_json(&std::fs::read(bundle).unwrap()).unwrap();
+    assert_eq!(read.control_plane, world.ready.url);
+
+    let (exit, out, _) = esoctl(&world, &["audit", "-o", "json"]).await;
+    assert_eq!(exit, Exit::Done);
+    let page: AuditPage = serde_json::from_str(&out).unwrap();
+    let actions: Vec<_> = page.entries.iter().map(|entry| entry.action.as_str()).collect();
+    for action in ["operator_add", "enroll_token", "enroll", "label_host"] {
+        assert!(actions.contains(&action), "{actions:?}");
+    }
+    let (exit, out, _) = esoctl(&world, &["status", "-o", "yaml"]).await;
+    assert_eq!(exit, Exit::Done);
+    assert!(out.starts_with("installation: "), "{out}");
+
+    let (exit, token, _) = esoctl(&world, &["operator", "add", "vera", "--role", "viewer"]).await;
+    assert_eq!(exit, Exit::Done);
+    let directory = world.directory.path().join("viewer");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::write(directory.join("token"), token).unwrap();
+    let text = format!(
+        "server = {:?}\nca = {:?}\ntoken_file = \"token\"\n",
+        world.ready.url,
+        world.admin_file("ca.pem")
+    );
+    std::fs::write(directory.join("esoctl.toml"), text).unwrap();
+    let config = directory.join("esoctl.toml");
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    for (arguments, expected) in
+        [(vec!["whoami"], Exit::Done), (vec!["source", "refresh", "--all"], Exit::Forbidden)]
+    {
+        let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
+        let fixed = ["esoctl", "--config", config.to_str().unwrap()];
+        let exit = esoctl::run(fixed.into_iter().chain(arguments).map(Into::into), &mut streams).await;
+        assert_eq!(exit, expected, "{}", String::from_utf8_lossy(&err));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_for_scrapers_and_parse() {
+    let world = World::start().await;
+    let (scraper, _) = world.operator(protocol::api::Role::Scraper).await;
+    let response = scraper.get("/metrics").await;
+    assert_eq!(response.status(), 200);
+    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let text = response.text().await.unwrap();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("eso_commits_total")), "{text}");
+    assert_eq!(world.anybody().get("/readyz").await.status(), 200);
+    world.stop().await;
+}
