@@ -625,6 +625,10 @@ impl World {
             if matches!(effect.kind, EffectKind::Sweep) { self.foreign(name) } else { BTreeSet::new() };
         let adopts_unknown = self.adopts_unknown(name);
         let Some(owned) = self.owned.get_mut(name) else { return };
+        // What came later in the same batch (a new epoch above all) may have called it off.
+        if !owned.kept.state.outbox().any(|wanted| wanted.id == effect.id) {
+            return;
+        }
         // Without its backend nothing can be asked; it is tried again when the resource is right.
         let Some(equipment) = owned.equipment.clone() else {
             owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));

@@ -171,7 +171,10 @@ pub struct FakeMakers(pub FakeGenerator, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<Vec<Option<(SecretValue, Mark)>>>>);
+pub struct Shelf(Arc<Mutex<Vec<Revision>>>);
+
+/// None once it was destroyed.
+type Revision = Option<(SecretValue, Mark)>;
 
 impl Shelf {
     pub fn current_password(&self) -> Option<String> {
@@ -273,6 +276,8 @@ pub struct FakeHost {
     sequence: u64,
     acknowledged: Option<Frame>,
     reported: Option<BTreeMap<SetName, SetReport>>,
+    /// Sent again until it is acknowledged, also when it was the answer to a push.
+    unacknowledged: Option<Frame>,
     /// While set, nothing reaches it and nothing comes from it.
     pub frozen: bool,
     server: Arc<Mutex<Server>>,
@@ -304,6 +309,7 @@ impl FakeHost {
             sequence: 0,
             acknowledged: None,
             reported: None,
+            unacknowledged: None,
             frozen: false,
             server,
         }
@@ -569,7 +575,9 @@ impl FakeHost {
             means: Vec::new(),
             notices: Vec::new(),
         };
-        report.sign(&self.report_key).unwrap()
+        let frame = report.sign(&self.report_key).unwrap();
+        self.unacknowledged = Some(frame.clone());
+        frame
     }
 
     fn changed(&self) -> bool {
@@ -578,6 +586,7 @@ impl FakeHost {
 
     fn acknowledged(&mut self, frame: Frame) {
         let ack = protocol::ack::verify(&frame, &self.anchor, self.id).unwrap();
+        self.unacknowledged = self.unacknowledged.take().filter(|sent| sent.digest() != ack.report);
         for (set, dead) in ack.dead {
             self.give(&set, HostEvent::Acknowledged { epoch: ack.epoch, dead });
         }
@@ -827,8 +836,10 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
                 if !host.frozen {
                     host.tick();
                 }
-                let frame =
-                    (!host.frozen && host.changed() && host.sequence > 0).then(|| host.report(vec![]));
+                if !host.frozen && host.changed() && host.sequence > 0 {
+                    host.report(vec![]);
+                }
+                let frame = host.unacknowledged.clone().filter(|_| !host.frozen);
                 (host.frozen, frame)
             };
             if let Some(tell) = &tell
@@ -840,8 +851,6 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
             let (Some(frame), Some(engine)) = (frame, engine) else { continue };
             if let Ok(ack) = engine.report(frame, *id).await {
                 host.lock().unwrap().acknowledged(ack);
-            } else {
-                host.lock().unwrap().reported = None;
             }
         }
     }
