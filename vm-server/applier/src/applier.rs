@@ -22,10 +22,12 @@ use crate::reporting::Sent;
 use crate::set::Set;
 use crate::tools::Tools;
 use crate::watch::Watch;
-use crate::witness::{View, declared_life};
+use crate::witness::{View, Witness, declared_life};
 
 /// How often consumers and holders are looked at while a version could be held that is not the current one.
 const LOOK_BUSY: Duration = Duration::from_millis(200);
+/// How often a seal that was refused for now is tried again although nothing was noticed: a place may be free again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How long directories are left alone after a change, so that a change of many files is taken as one.
 const QUIET: Duration = Duration::from_millis(60);
 /// How often a seal may ask for another look in a row.
@@ -50,6 +52,7 @@ pub(crate) struct Applier {
     config: PathBuf,
     watch: Watch,
     looked: Instant,
+    tried: Instant,
     refreshed: BTreeMap<SetName, Instant>,
     policy_due: Option<Instant>,
     places_due: Option<Instant>,
@@ -88,6 +91,7 @@ impl Applier {
             config,
             watch,
             looked: Instant::now(),
+            tried: Instant::now(),
             refreshed: BTreeMap::new(),
             policy_due: None,
             places_due: None,
@@ -171,7 +175,12 @@ impl Applier {
                 }
             }
             Input::Acknowledged { frame } => self.acknowledged(&frame),
-            Input::Connected { reports, means } => self.connected(reports, means),
+            Input::Connected { pid, reports, means } => {
+                if let Some(pid) = pid {
+                    self.tools.witness.is_ours(pid);
+                }
+                self.connected(reports, means);
+            }
             Input::Outcome { set, event } => {
                 if let Err(error) = self.give(&set, event) {
                     tracing::error!(%set, %error, "an outcome is not in the journal yet");
@@ -276,12 +285,15 @@ impl Applier {
         self.observe();
         let news = std::mem::replace(&mut self.tools.changed, changed) || self.tools.recheck;
         self.tools.changed |= news;
-        self.recheck(news);
+        self.recheck(news || self.tried.elapsed() >= TRY_AGAIN);
         self.look_again();
     }
 
     /// Tries again what was not possible before.
     fn recheck(&mut self, news: bool) {
+        if news {
+            self.tried = Instant::now();
+        }
         for set in self.sets.values_mut() {
             let open =
                 set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.unkept;
@@ -307,9 +319,16 @@ impl Applier {
         self.looked = Instant::now();
         let (look, table) = self.tools.witness.look();
         self.tools.view = View { table, ..View::default() };
+        if look.has_pid_1() {
+            self.tools.view.read_by_pid_1 = self.read_by_pid_1();
+        }
         let looks = self.look_at_consumers();
         for set in self.sets.values_mut() {
-            let rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+            let mut rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+            if let (Some(policy), Some(dir)) = (&set.policy, &set.dir) {
+                let read = &self.tools.view.read_by_pid_1;
+                rules.pid_1_reads_for = Witness::read_for(read, policy, dir.path());
+            }
             let scene = self.tools.view.scene(&rules);
             let evidence = &mut set.record.evidence;
             let mut changed = evidence.observe(&look, &scene);
@@ -332,6 +351,18 @@ impl Applier {
                 let _ = set.keep(&mut self.tools);
             }
         }
+        if self.sets.values().all(|set| !set.unkept) {
+            self.tools.witness.journaled();
+        }
+    }
+
+    /// The files that systemd reads itself, and for which units. Without an answer such a reading is a gap.
+    fn read_by_pid_1(&self) -> Vec<(String, PathBuf)> {
+        let Some(systemd) = self.tools.tasks.supervisor().systemd() else { return Vec::new() };
+        let files = self.tools.tasks.runtime().block_on(systemd.files_read_for_services());
+        files
+            .inspect_err(|error| tracing::warn!(%error, "it is not known for which unit PID 1 reads"))
+            .unwrap_or_default()
     }
 
     /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them.
@@ -346,7 +377,7 @@ impl Applier {
                 let look = runtime.block_on(supervisor.look(consumer));
                 if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
                     let invocation = look.life.as_ref().map(ToString::to_string);
-                    let life = holders::UnitLife { invocation, began: look.began_ms.map(lifecycle::Millis) };
+                    let life = holders::UnitLife { invocation, began: look.began_ms.map(clock::boot_of_monotonic) };
                     self.tools.view.units.insert(unit.as_str().to_owned(), life);
                 }
                 looks.insert((set.name.clone(), consumer.name.clone()), look);

@@ -13,8 +13,8 @@ pub(crate) enum Input {
     Push { frames: Vec<Frame>, answer: oneshot::Sender<Frame> },
     /// The control plane's answer to a report.
     Acknowledged { frame: Frame },
-    /// The network half is connected and takes reports here.
-    Connected { reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
+    /// The network half, this process, is connected and takes reports here.
+    Connected { pid: Option<i32>, reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
     /// What came of an effect that took its time.
     Outcome { set: SetName, event: HostEvent },
     /// An application spoke on its socket.

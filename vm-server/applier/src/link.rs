@@ -74,6 +74,7 @@ async fn connection(
 ) -> Result<(), LinkError> {
     let stream = UnixStream::connect(socket).await?;
     check_peer(&stream)?;
+    let pid = stream.peer_cred()?.pid();
     let (mut reader, mut writer) = stream.into_split();
     let Whoami { host, installation } = whoami;
     let hello =
@@ -86,18 +87,18 @@ async fn connection(
     };
     tracing::info!("connected with the network half");
     *pause = PAUSE;
-    converse(reader, writer, inbox, means).await
+    converse(reader, writer, inbox, (pid, means)).await
 }
 
 async fn converse(
     mut reader: OwnedReadHalf,
     mut writer: OwnedWriteHalf,
     inbox: &Sender<Input>,
-    means: Vec<Means>,
+    (pid, means): (Option<i32>, Vec<Means>),
 ) -> Result<(), LinkError> {
     let (reports, mut outgoing_reports) = mpsc::unbounded_channel::<Frame>();
     let (answers, mut outgoing_answers) = mpsc::unbounded_channel::<(u64, Frame)>();
-    hand(inbox, Input::Connected { reports, means })?;
+    hand(inbox, Input::Connected { pid, reports, means })?;
     let reading = async {
         loop {
             match read(&mut reader).await? {

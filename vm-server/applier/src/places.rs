@@ -46,7 +46,7 @@ impl Set {
 
     fn repair_files(&mut self, tools: &mut Tools, current: Version, files: &[SetFile], policy: &SetPolicy) {
         let Some(dir) = &self.dir else { return };
-        let mut mark = tools.witness.marker(&mut self.record.evidence, current, policy);
+        let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, current, policy);
         let repaired = dir.repair(current, files, policy, &mut mark);
         drop(mark);
         match repaired {
@@ -86,7 +86,7 @@ impl Set {
         let Some(dir) = &self.dir else { return };
         let ours = self.record.written.contains(&place.path);
         let existing = if ours { Existing::Replace } else { Existing::KeepAside };
-        let mut mark = tools.witness.marker(&mut self.record.evidence, current, policy);
+        let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, current, policy);
         crate::failpoint::step("place.write");
         let written = Places::of(dir, tools.disk.clone()).write(place, files, existing, &mut mark);
         drop(mark);
@@ -281,7 +281,10 @@ impl Set {
         let user = copy.and_then(StagedSet::user_name).and_then(Needle::user);
         let watched = self.record.evidence.watched(version);
         let sweep = Sweep {
-            inodes: watched.map(|file| Inode { device: file.device, number: file.inode }).collect(),
+            inodes: watched
+                .map(|file| Inode { device: file.device, number: file.inode })
+                .filter(|inode| self.pins.is_sure(version, *inode))
+                .collect(),
             directory: self.directory_of(version),
             needles: values.chain(user).collect(),
         };
@@ -312,10 +315,7 @@ impl Set {
 
     /// The version's directory within a file system of the set's own.
     fn directory_of(&self, version: Version) -> Option<(u64, String)> {
-        let dir = self.dir.as_ref()?;
-        dir.inodes().ok()??;
-        let device = rustix::fs::stat(dir.path()).ok()?.st_dev;
-        Some((device, format!("/{}", crate::set::version_dir(version))))
+        Some((self.pins.own_device?, format!("/{}", crate::set::version_dir(version))))
     }
 
     fn inodes_are_free(&mut self, pinned: BTreeSet<Inode>) -> Result<(), String> {

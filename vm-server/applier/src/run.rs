@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
 use host_policy::{HostPolicy, PolicyError};
-use tokio::io::unix::AsyncFd;
 use units::Supervisor;
 
 use crate::applier::{Applier, Beginning};
@@ -52,6 +51,7 @@ pub async fn run(
     ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
+    allow_descriptors();
     let policy = HostPolicy::load(config)?;
     let daemon = policy.daemon.clone();
     let state = daemon.applier_state();
@@ -69,9 +69,14 @@ pub async fn run(
     let supervisor = Arc::new(Supervisor::new(daemon.supervisor, program));
     let (inbox, outbox) = channel();
     let tasks = Tasks::new(tokio::runtime::Handle::current(), supervisor, inbox.clone());
-    let witness = Witness::new(daemon.evidence, kept(KEPT_NAME), clock::boot_id());
+    let mark = daemon.run_dir.join("taking");
+    let mut witness = Witness::new(daemon.evidence, kept(KEPT_NAME), clock::boot_id(), &mark);
+    witness.watch(inbox.clone()).map_err(|source| RunError::Io {
+        doing: "start",
+        path: "the thread that watches readers".into(),
+        source,
+    })?;
     let whoami = Whoami { host: identity.host(), installation: anchor.installation };
-    let opens = witness.descriptor();
     let ids = (whoami.installation, whoami.host);
     let tools = Tools::new(daemon.clone(), ids, journal, copies, tasks, witness, disk());
     let watch = Watch::new(inbox.clone());
@@ -98,10 +103,9 @@ pub async fn run(
     })?;
     let applications = tokio::spawn(applications::serve(listener, inbox.clone()));
     let link = tokio::spawn(link::serve(daemon.applier_socket(), whoami, inbox.clone()));
-    let readers = tokio::spawn(await_readers(opens, inbox.clone()));
     ready();
     stop.await;
-    for task in [applications, link, readers] {
+    for task in [applications, link] {
         task.abort();
     }
     // It may have ended by itself.
@@ -120,6 +124,15 @@ fn ended(thread: Result<Result<(), JournalError>, tokio::task::JoinError>) -> Re
     }
 }
 
+/// As many descriptors as we may have: some inodes are held by one each.
+fn allow_descriptors() {
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limits.maximum, ..limits };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of descriptors stays as it is");
+    }
+}
+
 /// A directory that applications may enter and only we may write.
 fn shared_dir(path: &Path) -> Result<(), RunError> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -128,23 +141,6 @@ fn shared_dir(path: &Path) -> Result<(), RunError> {
         path: path.to_owned(),
         source,
     })
-}
-
-/// Tells the applier's thread whenever the kernel has seen a reader.
-async fn await_readers(opens: Option<OwnedFd>, inbox: Sender<Input>) {
-    #[expect(
-        deprecated,
-        reason = "what replaces it is unsafe; an owned descriptor keeps its number for its life"
-    )]
-    let Some(opens) = opens.and_then(|opens| AsyncFd::new(opens).ok()) else { return };
-    while let Ok(mut ready) = opens.readable().await {
-        if inbox.send(Input::Stirred).is_err() {
-            return;
-        }
-        // The thread drains it; several readers within this time are one look.
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        ready.clear_ready();
-    }
 }
 
 /// A descriptor that whoever supervises us kept over our restart.

@@ -17,6 +17,7 @@ use crate::copies::CopyError;
 use crate::journal::JournalError;
 use crate::record::SetRecord;
 use crate::tools::Tools;
+use crate::witness::Pins;
 
 /// One set on this host.
 pub(crate) struct Set {
@@ -24,6 +25,7 @@ pub(crate) struct Set {
     pub(crate) record: SetRecord,
     pub(crate) policy: Option<SetPolicy>,
     pub(crate) dir: Option<SetDir>,
+    pub(crate) pins: Pins,
     /// The files of a stage order that is being carried out.
     pub(crate) incoming: Option<(Version, StagedSet)>,
     /// The values of versions that are being sealed, for the sweep.
@@ -43,6 +45,7 @@ impl Set {
             record,
             policy: None,
             dir: None,
+            pins: Pins::default(),
             incoming: None,
             sought: BTreeMap::new(),
             places_due: false,
@@ -144,6 +147,7 @@ impl Set {
                 self.record.evidence.forget(*version);
                 self.record.digests.remove(version);
                 self.sought.remove(version);
+                self.pins.forget(*version);
             }
             _ => {}
         }
@@ -210,7 +214,7 @@ impl Set {
         copied.map_err(|error: CopyError| ("copy_failed".to_owned(), error.to_string()))?;
         let Some(dir) = &self.dir else { return Err(("write_failed".to_owned(), "no directory".to_owned())) };
         let evidence = &mut self.record.evidence;
-        let mut mark = tools.witness.marker(evidence, version, &policy);
+        let mut mark = tools.witness.marker(evidence, &mut self.pins, version, &policy);
         dir.stage(version, &set_files(files), &policy, &mut mark).map_err(set_failed)?;
         drop(mark);
         self.validate(tools, version, &policy)
@@ -272,7 +276,11 @@ impl Set {
         let mounted = mount::prepare(&sets_dir, &self.name, mode, supervisor.systemd());
         let mounted = tools.tasks.runtime().block_on(mounted)?;
         tools.mounts.insert(self.name.clone(), mounted);
-        self.dir = Some(SetDir::open(&sets_dir, &self.name, tools.disk.clone())?);
+        let dir = SetDir::open(&sets_dir, &self.name, tools.disk.clone())?;
+        if dir.inodes()?.is_some() {
+            self.pins.own_device = rustix::fs::stat(dir.path()).ok().map(|stat| stat.st_dev);
+        }
+        self.dir = Some(dir);
         Ok(())
     }
 
@@ -288,7 +296,23 @@ impl Set {
         self.places_due = true;
         self.resume_evidence(tools, rebooted, link, &files);
         self.give(tools, HostEvent::Started { rebooted, link, files })?;
+        self.watch_copies(tools);
         Ok(())
+    }
+
+    /// A copy outlives a boot, and an applier whose group nobody kept: it may have been read unseen.
+    fn watch_copies(&mut self, tools: &mut Tools) {
+        let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };
+        let evidence = &mut self.record.evidence;
+        let unwatched = tools.witness.watch_copies(evidence, &mut self.pins, current, &policy);
+        if evidence.kind() != Evidence::Kernel || unwatched.is_empty() {
+            return;
+        }
+        let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
+        tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
+        let scene = tools.view.scene(&rules);
+        self.record.evidence.blind(unwatched, "a copy lay there while nobody watched it", &scene);
+        let _ = self.keep(tools);
     }
 
     /// Watches again what lies here. Where nobody kept our group of opens, there was a time without marks.
@@ -307,18 +331,22 @@ impl Set {
         self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
         if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {
             for version in files {
-                let mut mark = tools.witness.marker(&mut self.record.evidence, *version, &policy);
+                let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, *version, &policy);
                 if let Err(error) = dir.mark_again(*version, &mut mark) {
                     tracing::warn!(set = %self.name, %error, "failed to watch a version again");
                 }
             }
         }
         self.record.evidence.current(link, crate::clock::boot());
-        if was_kernel && kind == Evidence::Kernel && !tools.witness.kept {
+        let why = match (tools.witness.kept, tools.witness.interrupted) {
+            (true, false) => return,
+            (true, true) => "the applier was killed while it took over what the kernel had seen",
+            (false, _) => "the applier was restarted and nobody kept its group of opens",
+        };
+        if was_kernel && kind == Evidence::Kernel {
             let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
             tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
             let scene = tools.view.scene(&rules);
-            let why = "the applier was restarted and nobody kept its group of opens";
             self.record.evidence.blind(files.clone(), why, &scene);
         }
     }
@@ -332,7 +360,7 @@ impl Set {
                 match tools.copies.read(&self.name, version) {
                     Ok(copy) => {
                         let evidence = &mut self.record.evidence;
-                        let mut mark = tools.witness.marker(evidence, version, policy);
+                        let mut mark = tools.witness.marker(evidence, &mut self.pins, version, policy);
                         dir.stage(version, &set_files(&copy), policy, &mut mark)?;
                         found.present.insert(version);
                     }

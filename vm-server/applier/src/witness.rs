@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use holders::{ConsumerLife, Detail, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, UnitLife};
 use host_policy::{EvidenceMode, SetPolicy};
 use lifecycle::{Evidence as Kind, Millis, Version};
-use opens::{Capability, Group, Queue};
+use opens::{Capability, Group, Inode, Queue};
+use rustix::event::{PollFd, PollFlags, poll};
 use units::{Health, LifeId};
+
+use crate::input::Input;
 
 /// The name of the group's descriptor in the descriptor store of whoever supervises us.
 pub(crate) const KEPT_NAME: &str = "opens";
@@ -16,7 +19,11 @@ pub(crate) const KEPT_NAME: &str = "opens";
 /// What this host can see of readers.
 pub(crate) struct Witness {
     pub(crate) proc: Proc,
-    group: Option<Group>,
+    taker: Option<Arc<Mutex<Taker>>>,
+    /// The thread that takes readers ends with it.
+    thread: Option<OwnedFd>,
+    /// The last applier was killed while it took readers over: what it took is lost.
+    pub(crate) interrupted: bool,
     kind: Kind,
     why: String,
     /// Whether the group was kept for us over our restart, with its marks and events.
@@ -27,11 +34,72 @@ pub(crate) struct Witness {
     ours: BTreeSet<i32>,
 }
 
+/// Takes readers over from the kernel as soon as they are seen: a short one is gone in a moment.
+struct Taker {
+    group: Group,
+    proc: Proc,
+    taking: Option<Taking>,
+    /// Taken, and not yet charged to anybody.
+    pending: Look,
+    /// The applier's thread knows that there is something.
+    told: bool,
+}
+
+impl Taker {
+    fn take(&mut self) {
+        let began = boot_clock();
+        if !self.group.has_events() {
+            self.pending.join(Look { began, drained: true, ..Look::default() });
+            return;
+        }
+        // Without the mark a killed applier would look as if it had lost nothing; then it is better not to take.
+        match self.taking.as_ref().map_or(Ok(()), Taking::begin) {
+            Ok(()) => self.pending.join(self.proc.take(&self.group, None)),
+            Err(error) => tracing::error!(%error, "readers are not taken over"),
+        }
+    }
+}
+
 /// All processes at one moment, and what systemd says of units.
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub(crate) table: Table,
     pub(crate) units: BTreeMap<String, UnitLife>,
+    /// What PID 1 reads, and for which units.
+    pub(crate) read_by_pid_1: Vec<(String, PathBuf)>,
+}
+
+/// Descriptors that keep the inodes of versions from being reused, where the file system reuses their numbers: only
+/// then does a number that the sweep finds name the file that it named once. They open nothing (`O_PATH`).
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    by_version: BTreeMap<Version, BTreeMap<Inode, OwnedFd>>,
+    /// The set's own file system, whose numbers only grow, and which counts inodes: nothing is pinned there.
+    pub(crate) own_device: Option<u64>,
+}
+
+impl Pins {
+    fn pin(&mut self, version: Version, stat: &rustix::fs::Stat, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if Some(stat.st_dev) == self.own_device {
+            return Ok(());
+        }
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let pin = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+        let inode = Inode { device: stat.st_dev, number: stat.st_ino };
+        self.by_version.entry(version).or_default().insert(inode, pin);
+        Ok(())
+    }
+
+    /// Whether the number of this inode still names the file that it named when it was written down.
+    pub(crate) fn is_sure(&self, version: Version, inode: Inode) -> bool {
+        Some(inode.device) == self.own_device
+            || self.by_version.get(&version).is_some_and(|pins| pins.contains_key(&inode))
+    }
+
+    pub(crate) fn forget(&mut self, version: Version) {
+        self.by_version.remove(&version);
+    }
 }
 
 impl View {
@@ -42,10 +110,12 @@ impl View {
 
 impl Witness {
     /// The strongest evidence that works here. `kept` is the group that somebody kept over our restart.
-    pub(crate) fn new(mode: EvidenceMode, kept: Option<OwnedFd>, boot_id: String) -> Self {
+    pub(crate) fn new(mode: EvidenceMode, kept: Option<OwnedFd>, boot_id: String, mark: &Path) -> Self {
         let mut witness = Self {
             proc: Proc::new(),
-            group: None,
+            taker: None,
+            thread: None,
+            interrupted: false,
             kind: Kind::Declared,
             why: String::new(),
             kept: false,
@@ -58,32 +128,59 @@ impl Witness {
             return witness;
         }
         match Capability::probe() {
-            Capability::Kernel => witness.open_group(kept),
+            Capability::Kernel => witness.open_group(kept, mark),
             Capability::Without(why) => witness.why = format!("opens cannot be seen here: {why}"),
         }
         witness
     }
 
-    fn open_group(&mut self, kept: Option<OwnedFd>) {
-        if let Some(kept) = kept {
-            match Group::take_back(kept) {
-                Ok(group) => {
-                    self.kept = true;
-                    self.group = Some(group);
-                }
-                Err(error) => tracing::warn!(%error, "what was kept for us is not used"),
+    fn open_group(&mut self, kept: Option<OwnedFd>, mark: &Path) {
+        let taken_back = kept.and_then(|kept| {
+            Group::take_back(kept)
+                .inspect_err(|error| tracing::warn!(%error, "what was kept for us is not used"))
+                .ok()
+        });
+        self.kept = taken_back.is_some();
+        let group = match taken_back.map_or_else(|| Group::open(Queue::Unlimited), Ok) {
+            Ok(group) => group,
+            Err(error) => {
+                self.why = error.to_string();
+                return;
             }
-        }
-        if self.group.is_none() {
-            match Group::open(Queue::Unlimited) {
-                Ok(group) => self.group = Some(group),
-                Err(error) => self.why = error.to_string(),
+        };
+        let taking = match Taking::open(mark) {
+            Ok((taking, interrupted)) => {
+                self.interrupted = interrupted;
+                taking
             }
-        }
-        if let Some(group) = &self.group {
-            self.kind = Kind::Kernel;
-            self.stored = store(group);
-        }
+            Err(error) => {
+                self.why = format!("{} cannot be written: {error}", mark.display());
+                return;
+            }
+        };
+        self.kind = Kind::Kernel;
+        self.stored = store(&group);
+        let (proc, taking) = (Proc::new(), Some(taking));
+        let taker = Taker { group, proc, taking, pending: Look::default(), told: false };
+        self.taker = Some(Arc::new(Mutex::new(taker)));
+    }
+
+    fn taker(&self) -> Option<MutexGuard<'_, Taker>> {
+        let taker = self.taker.as_ref()?;
+        Some(taker.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes readers over on a thread of its own from now on, and tells the applier's.
+    pub(crate) fn watch(&mut self, inbox: Sender<Input>) -> io::Result<()> {
+        let Some(taker) = self.taker.clone() else { return Ok(()) };
+        let group = self.taker().map(|taker| taker.group.as_fd().try_clone_to_owned()).transpose()?;
+        let Some(group) = group else { return Ok(()) };
+        let (ended, ends) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        self.thread = Some(ends);
+        std::thread::Builder::new().name("readers".to_owned()).spawn(move || {
+            take_readers(&taker, &group, &ended, &inbox);
+        })?;
+        Ok(())
     }
 
     pub(crate) const fn kind(&self) -> Kind {
@@ -94,23 +191,20 @@ impl Witness {
         &self.why
     }
 
-    /// To be waited on until it is readable: somebody has opened or read a version.
-    pub(crate) fn descriptor(&self) -> Option<OwnedFd> {
-        self.group.as_ref()?.as_fd().try_clone_to_owned().ok()
-    }
-
     /// Watches each new file of a version before it is visible, and writes down which it is.
     pub(crate) fn marker<'a>(
         &'a self,
         evidence: &'a mut Evidence,
+        pins: &'a mut Pins,
         version: Version,
         policy: &'a SetPolicy,
     ) -> impl FnMut(&str, BorrowedFd<'_>) -> io::Result<()> + 'a {
         move |name, fd| {
-            if let Some(group) = &self.group {
-                group.mark(fd).map_err(io::Error::other)?;
+            if let Some(taker) = self.taker() {
+                taker.group.mark(fd).map_err(io::Error::other)?;
             }
             let stat = rustix::fs::fstat(fd)?;
+            pins.pin(version, &stat, fd)?;
             let place = policy.places.iter().find(|place| place.path.to_str() == Some(name));
             let access = place.map_or_else(|| policy.access_of(name), |place| &place.access);
             evidence.watch(
@@ -132,10 +226,58 @@ impl Witness {
 
     /// What was seen since the last look, and all processes.
     pub(crate) fn look(&mut self) -> (Look, Table) {
-        match &self.group {
-            Some(group) => self.proc.look(group, None),
-            None => (Look::default(), self.proc.table(Detail::Lives)),
+        let look = self.taker().map_or_else(Look::default, |mut taker| {
+            taker.take();
+            taker.told = false;
+            std::mem::take(&mut taker.pending)
+        });
+        let table = self.proc.table(look.detail());
+        (look, table)
+    }
+
+    /// Everything that was looked at is in the journal.
+    pub(crate) fn journaled(&self) {
+        if let Some(taker) = self.taker()
+            && taker.pending.is_empty()
+            && let Some(taking) = &taker.taking
+            && let Err(error) = taking.journaled()
+        {
+            tracing::warn!(%error, "the next start will take this for an interruption");
         }
+    }
+
+    /// Watches copy places that lie here from before, and were not made by this applier. Gives the versions of which
+    /// a copy lay unwatched.
+    pub(crate) fn watch_copies(
+        &self,
+        evidence: &mut Evidence,
+        pins: &mut Pins,
+        current: Version,
+        policy: &SetPolicy,
+    ) -> BTreeSet<Version> {
+        let mut unwatched = BTreeSet::new();
+        let copies = policy.places.iter().filter(|place| place.kind == PlaceKind::Copy);
+        for place in copies {
+            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
+            let Ok(file) = rustix::fs::open(&place.path, flags, rustix::fs::Mode::empty()) else { continue };
+            let (Ok(stat), Some(path)) = (rustix::fs::fstat(&file), place.path.to_str()) else { continue };
+            let is_known = |file: &File| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
+            if evidence.versions().any(|version| evidence.watched(version).any(is_known)) {
+                continue;
+            }
+            let mut mark = self.marker(evidence, pins, current, policy);
+            if let Err(error) = mark(path, file.as_fd()) {
+                tracing::warn!(place = path, %error, "a copy cannot be watched");
+            }
+            drop(mark);
+            unwatched.insert(current);
+        }
+        unwatched
+    }
+
+    /// A process of ours: the network half.
+    pub(crate) fn is_ours(&mut self, pid: i32) {
+        self.ours.insert(pid);
     }
 
     /// Who is who for a set.
@@ -144,6 +286,54 @@ impl Witness {
         let mut policy = policy.clone();
         policy.not_a_consumer.extend_from_slice(host_wide);
         Rules::of(&policy, self.ours.clone())
+    }
+
+    /// For each file of a set, by name and by place, the units for which PID 1 reads it. `read` is what systemd says
+    /// that it reads, `dir` the set's directory.
+    pub(crate) fn read_for(
+        read: &[(String, PathBuf)],
+        policy: &SetPolicy,
+        dir: &Path,
+    ) -> BTreeMap<String, BTreeSet<String>> {
+        let mut by_name: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (unit, path) in read {
+            let glob = path.to_str().is_some_and(|path| path.contains(['*', '?', '[']));
+            let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            for place in &policy.places {
+                let named = *path == place.path || (glob && path.parent() == place.path.parent());
+                if named || real == place.path || real.starts_with(dir) && real.ends_with(&place.file) {
+                    by_name.entry(place.file.clone()).or_default().insert(unit.clone());
+                }
+            }
+            // A file without a place, by its way through the set's own directory.
+            if let Some(name) = real.file_name().and_then(|name| name.to_str()).filter(|_| real.starts_with(dir)) {
+                by_name.entry(name.to_owned()).or_default().insert(unit.clone());
+            }
+        }
+        by_name
+    }
+}
+
+fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &Sender<Input>) {
+    loop {
+        let mut polled = [PollFd::new(group, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "readers are only looked for now and then");
+                return;
+            }
+        }
+        if !polled[1].revents().is_empty() {
+            return;
+        }
+        let mut taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
+        taker.take();
+        let news = !taker.pending.is_empty() && !std::mem::replace(&mut taker.told, true);
+        drop(taker);
+        if news && inbox.send(Input::Stirred).is_err() {
+            return;
+        }
     }
 }
 

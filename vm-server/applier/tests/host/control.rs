@@ -34,6 +34,8 @@ pub(crate) struct Host {
     pub(crate) keys: RegisteredKeys,
     pub(crate) epoch: Epoch,
     pub(crate) environment: Vec<(String, String)>,
+    /// A descriptor that is handed back at the next start, as a descriptor store does.
+    pub(crate) kept: Option<std::os::fd::OwnedFd>,
     /// The same version has the same digest key, as at a real control plane.
     version_keys: BTreeMap<Version, [u8; 32]>,
     listener: UnixListener,
@@ -48,12 +50,19 @@ pub(crate) struct Host {
 impl Drop for Host {
     fn drop(&mut self) {
         self.kill();
+        // Where the set has a file system of its own.
+        let _ = rustix::mount::unmount(self.root().join("run/sets/db"), rustix::mount::UnmountFlags::DETACH);
     }
 }
 
 impl Host {
     /// Enrols a host with this policy for the set `db`.
     pub(crate) fn new(set_policy: &str) -> Self {
+        Self::with(set_policy, "mount = \"directory\"\nevidence = \"declared\"\n")
+    }
+
+    /// With these further keys of `[daemon]`.
+    pub(crate) fn with(set_policy: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         // A directory that others may write is refused, and so is a link.
         let root = dir.path().canonicalize().unwrap();
@@ -61,7 +70,7 @@ impl Host {
         std::fs::create_dir_all(&config).unwrap();
         std::fs::create_dir_all(root.join("app")).unwrap();
         let daemon = format!(
-            "[daemon]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\nsupervisor = \"none\"\nmount = \"directory\"\nevidence = \"declared\"\nreport_ms = 5000\n",
+            "[daemon]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\nsupervisor = \"none\"\nreport_ms = 5000\n{more}",
             root.display()
         );
         std::fs::write(config.join("config.toml"), daemon).unwrap();
@@ -96,6 +105,7 @@ impl Host {
             keys,
             epoch: EPOCH,
             environment: Vec::new(),
+            kept: None,
             version_keys: BTreeMap::new(),
             listener,
             applier: None,
@@ -136,8 +146,23 @@ impl Host {
     pub(crate) fn start(&mut self) {
         let root = self.root();
         let mut command = Self::binary(&root.join("config"));
+        if let Some(kept) = &self.kept {
+            // A shell puts the descriptor where `LISTEN_FDS` says it is, and becomes the applier.
+            let script = format!(
+                r#"exec 3<&{0}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=opens; exec "$@" "#,
+                std::os::fd::AsRawFd::as_raw_fd(kept)
+            );
+            rustix::io::fcntl_setfd(kept, rustix::io::FdFlags::empty()).unwrap();
+            let applier = command;
+            command = Command::new("/bin/bash");
+            command.args(["-c", &script, "bash"]).arg(applier.get_program()).args(applier.get_args());
+            command.env("ESO_LOG", "warn").stdin(Stdio::null());
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.applier = Some(command.spawn().unwrap());
+        if let Some(kept) = &self.kept {
+            rustix::io::fcntl_setfd(kept, rustix::io::FdFlags::CLOEXEC).unwrap();
+        }
     }
 
     /// Starts the applier and takes its call.

@@ -5,6 +5,7 @@ mod application;
 mod control;
 
 mod adopting;
+mod kernel;
 mod refusing;
 mod rotating;
 mod surviving;

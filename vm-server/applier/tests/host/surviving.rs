@@ -65,16 +65,31 @@ fn two_appliers_cannot_run_on_one_state() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another applier"));
 }
 
+#[cfg(feature = "failpoints")]
+const SIDE_BY_SIDE: usize = 6;
+
 /// Kills the applier at each of its persisted steps in turn. The unkilled run says how many there are.
 #[cfg(feature = "failpoints")]
 #[test]
 fn killed_at_every_step_it_ends_the_same_and_restarts_nobody_twice() {
     let steps = rotation(None).1;
     assert!(steps > 20, "{steps} steps");
-    for step in 1..=steps {
-        let (host, _) = rotation(Some(step));
-        drop(host);
-    }
+    // Each run waits most of its time, so several go side by side.
+    let next = std::sync::atomic::AtomicUsize::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                loop {
+                    let step = next.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    if step > steps {
+                        return;
+                    }
+                    let (host, _) = rotation(Some(step));
+                    drop(host);
+                }
+            });
+        }
+    });
 }
 
 /// One rotation as a control plane drives it: it looks at each report and orders what is missing. Killed at a step,

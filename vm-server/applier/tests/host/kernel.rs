@@ -1,0 +1,190 @@
+//! With privilege: opens are seen by the kernel, and the set has a file system of its own that counts inodes.
+
+use std::io::{IoSliceMut, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+
+use lifecycle::{Evidence, OrderKind};
+
+use crate::application::Application;
+use crate::control::{Host, activate, seal, secret, stage, v};
+use crate::rotating::policy;
+
+/// Whether the tests of this file can run. Left out loudly, and never in CI.
+fn is_able() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "this test needs root, and CI must have it");
+    eprintln!("left out: kernel evidence needs root");
+    false
+}
+
+fn on_one(adopt: &str) -> (Host, Application) {
+    let mut host = Host::with(&policy(adopt, ""), "");
+    host.up();
+    started(host)
+}
+
+fn started(mut host: Host) -> (Host, Application) {
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    let app = Application::start(&host.app_dir(), &host.app_dir().join("password"));
+    app.until_loaded(&secret(1));
+    host.order(1, OrderKind::Adopt { version: v(1) });
+    host.until("the first adoption", |report| report.adopted == Some(v(1)));
+    (host, app)
+}
+
+#[test]
+fn readers_are_seen_and_their_version_lives_until_they_let_go() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, app) = on_one(r#"adopt = "restart""#);
+    let report = host.db();
+    assert_eq!(report.evidence, Evidence::Kernel, "{:#?}", host.report.as_ref().unwrap().means);
+    // A reader that no policy names: it keeps the value in memory and no descriptor.
+    let script = r#"IFS= read -r value < "$1" || [ -n "$value" ]; echo read; read _"#;
+    let mut stranger = Command::new("/bin/sh")
+        .args(["-c", script, "stranger"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    stranger.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    host.roll_out(2, 2);
+    assert_eq!(app.loaded(), Some(secret(2)));
+    let report = host.order(2, seal(1));
+    assert!(!report.gone.contains(&v(1)), "{report:#?}");
+    host.until("the stranger by name", |report| {
+        report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
+            || report.gaps.iter().any(|gap| gap.versions.contains(&v(1)))
+    });
+    drop(stranger.stdin.take());
+    stranger.wait().unwrap();
+    host.until("gone", |report| report.gone.contains(&v(1)));
+}
+
+#[test]
+fn a_reload_that_reads_the_new_version_releases_the_old_one() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, app) = on_one(r#"adopt = "signal", signal = "HUP""#);
+    host.roll_out(2, 2);
+    app.until_loaded(&secret(2));
+    host.order(2, seal(1));
+    host.until("gone", |report| report.gone.contains(&v(1)));
+    assert_eq!(app.starts(), 1, "the same life went on");
+}
+
+#[test]
+fn a_descriptor_in_other_hands_keeps_a_version() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, _app) = on_one(r#"adopt = "restart""#);
+    // In flight in a socket nobody's `/proc/PID/fd` shows it: the kernel's count of inodes does. It is opened
+    // `O_PATH`, which no mark sees.
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    let path = host.root().join("run/sets/db/..data/password");
+    let held = rustix::fs::open(
+        path,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .unwrap();
+    let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
+    let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
+    let descriptors = [std::os::fd::AsFd::as_fd(&held)];
+    assert!(message.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+    let data = [std::io::IoSlice::new(b"x")];
+    rustix::net::sendmsg(&ours, &data, &mut message, rustix::net::SendFlags::empty()).unwrap();
+    drop(held);
+    host.roll_out(2, 2);
+    host.order(2, seal(1));
+    host.until("the kernel's count", |report| {
+        report.not_gone.get(&v(1)).is_some_and(|why| why.contains("kernel counts"))
+    });
+    drop((ours, theirs));
+    host.until("gone", |report| report.gone.contains(&v(1)));
+}
+
+/// What systemd does for a unit with a descriptor store, for one applier.
+struct Store {
+    socket: UnixDatagram,
+}
+
+impl Store {
+    fn new(host: &mut Host) -> Self {
+        let path = host.root().join("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(crate::control::PATIENCE)).unwrap();
+        host.environment.push(("NOTIFY_SOCKET".to_owned(), path.display().to_string()));
+        Self { socket }
+    }
+
+    /// The first descriptor that is given to be kept.
+    fn take(&self) -> OwnedFd {
+        loop {
+            let mut bytes = [0; 4096];
+            let mut space = vec![std::mem::MaybeUninit::uninit(); 256];
+            let mut messages = rustix::net::RecvAncillaryBuffer::new(&mut space);
+            let mut data = [IoSliceMut::new(&mut bytes)];
+            let flags = rustix::net::RecvFlags::CMSG_CLOEXEC;
+            rustix::net::recvmsg(&self.socket, &mut data, &mut messages, flags).unwrap();
+            for message in messages.drain() {
+                if let rustix::net::RecvAncillaryMessage::ScmRights(mut descriptors) = message
+                    && let Some(descriptor) = descriptors.next()
+                {
+                    return descriptor;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn who_read_while_we_were_away_is_seen_where_somebody_kept_our_group() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with(&policy(r#"adopt = "restart""#, ""), "");
+    let store = Store::new(&mut host);
+    host.up();
+    let kept = store.take();
+    let (mut host, _app) = started(host);
+    host.kill();
+    let script = r#"IFS= read -r value < "$1" || [ -n "$value" ]; echo read; read _"#;
+    let mut stranger = Command::new("/bin/sh")
+        .args(["-c", script, "stranger"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    stranger.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    host.kept = Some(kept);
+    host.up();
+    let report = host.until("the stranger", |report| {
+        report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
+    });
+    assert!(report.gaps.is_empty(), "nothing was missed: {report:#?}");
+    let _ = stranger.kill();
+    let _ = stranger.wait();
+}
+
+#[test]
+fn a_restart_without_a_kept_group_is_a_gap() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, _app) = on_one(r#"adopt = "restart""#);
+    host.restart();
+    host.until("the gap", |report| report.gaps.iter().any(|gap| gap.versions.contains(&v(1))));
+}
