@@ -125,7 +125,6 @@ impl World {
             if contradicted {
                 self.apply_or_log(turn, batch, &name, Event::Incomplete { target: target.clone() });
             }
-            self.note_holders(&name);
         }
     }
 

@@ -315,8 +315,8 @@ impl World {
         };
         self.apply_or_log(turn, batch, name, event);
         if let (Some((version, minted_by)), Some(owned)) = (revoked, self.owned.get_mut(name)) {
-            if let Some(held) = owned.figures.held.remove(&version) {
-                self.metrics.revoke_delay(held.elapsed());
+            if let Some(free) = owned.figures.free.remove(&version) {
+                self.metrics.revoke_delay(free.elapsed());
             }
             owned.kept.revisions.remove(&minted_by);
             if !owned.kept.state.values().contains(&minted_by) {
@@ -551,6 +551,7 @@ impl World {
         }
         for name in &batch.dirty {
             self.send(name);
+            self.note(name);
         }
         self.send_stores();
         if !batch.dirty.is_empty() || !batch.hosts.is_empty() {

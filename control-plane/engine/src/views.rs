@@ -375,23 +375,13 @@ impl World {
 
     // --- figures ---
 
-    /// From the agreed instant to the reports that show the flip.
+    /// From the agreed instant to the report that shows the flip.
     pub(crate) fn note_flip(&mut self, name: &CredentialName, target: &TargetId, report: &SetReport) {
         let now = self.clock.now();
-        let Some(owned) = self.owned.get_mut(name) else { return };
-        if let Some(CoreRollout { version: Some(version), stage: Stage::Flip { at }, .. }) =
-            owned.kept.state.rollout()
-            && owned.figures.flip.as_ref().is_none_or(|flip| flip.version != version)
-        {
-            owned.figures.flip =
-                Some(Flip { version, at, first: None, last: None, seen: std::collections::BTreeSet::new() });
-        }
-        let canary = owned.kept.state.rollout().is_some_and(|rollout| rollout.canaries.contains(target));
-        let Some(flip) = owned.figures.flip.as_mut() else { return };
-        if canary || report.current != Some(flip.version) || now < flip.at {
+        let Some(flip) = self.owned.get_mut(name).and_then(|owned| owned.figures.flip.as_mut()) else {
             return;
-        }
-        if flip.seen.insert(target.clone()) {
+        };
+        if report.current == Some(flip.version) && now >= flip.at && flip.seen.insert(target.clone()) {
             let seen = Instant::now();
             flip.first.get_or_insert(seen);
             flip.last = Some(seen);
@@ -399,27 +389,38 @@ impl World {
         }
     }
 
-    /// When each version was last seen to be held.
-    pub(crate) fn note_holders(&mut self, name: &CredentialName) {
+    /// What later figures are measured from, once a batch is committed.
+    pub(crate) fn note(&mut self, name: &CredentialName) {
         let Some(owned) = self.owned.get_mut(name) else { return };
-        let superseded = owned.kept.state.versions().filter(|view| view.phase == Phase::Superseded);
-        for version in superseded.map(|view| view.version).collect::<Vec<_>>() {
-            if !owned.kept.state.holders(version).is_empty() {
-                owned.figures.held.insert(version, Instant::now());
+        let state = &owned.kept.state;
+        let superseded = state.versions().filter(|view| view.phase == Phase::Superseded);
+        let superseded: Vec<(Version, bool)> =
+            superseded.map(|view| (view.version, state.holders(view.version).is_empty())).collect();
+        let rollout = state.rollout();
+        match (&owned.figures.flip, rollout) {
+            (None, Some(CoreRollout { version: Some(version), stage: Stage::Flip { at }, canaries, .. })) => {
+                // Canaries have flipped before.
+                owned.figures.flip = Some(Flip { version, at, first: None, last: None, seen: canaries });
+            }
+            (Some(flip), None) => {
+                if let (Some(first), Some(last)) = (flip.first, flip.last) {
+                    self.metrics.flip_skew(last.saturating_duration_since(first));
+                }
+                owned.figures.flip = None;
+            }
+            _ => {}
+        }
+        for (version, free) in superseded {
+            if free {
+                owned.figures.free.entry(version).or_insert_with(Instant::now);
+            } else {
+                owned.figures.free.remove(&version);
             }
         }
     }
 
     /// The gauges, after a commit.
-    pub(crate) fn figures(&mut self) {
-        for owned in self.owned.values_mut() {
-            let done = owned.kept.state.rollout().is_none();
-            if let Some(flip) = owned.figures.flip.take_if(|_| done)
-                && let (Some(first), Some(last)) = (flip.first, flip.last)
-            {
-                self.metrics.flip_skew(last.saturating_duration_since(first));
-            }
-        }
+    pub(crate) fn figures(&self) {
         let mut credentials: BTreeMap<&'static str, i64> = CREDENTIAL_PHASES.map(|word| (word, 0)).into();
         let mut hosts: BTreeMap<&'static str, i64> = HOST_PHASES.map(|word| (word, 0)).into();
         let (mut pending, mut stuck, mut silent) = (0, 0, 0);

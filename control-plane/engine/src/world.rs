@@ -69,14 +69,15 @@ pub(crate) struct Owned {
     pub(crate) selected: Option<BTreeMap<TargetId, lifecycle::credential::Selection>>,
     pub(crate) watch: Option<Watch>,
     pub(crate) source_fault: Option<String>,
-    /// For figures: who was last seen to hold which version.
+    /// What figures are measured from.
     pub(crate) figures: Figures,
 }
 
 /// What the figures are measured from.
 #[derive(Default)]
 pub(crate) struct Figures {
-    pub(crate) held: BTreeMap<Version, Instant>,
+    /// Since when nobody was seen to hold a superseded version.
+    pub(crate) free: BTreeMap<Version, Instant>,
     pub(crate) flip: Option<Flip>,
 }
 
