@@ -3,9 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holders::{ConsumerLife, Detail, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, UnitLife};
-use host_policy::{EvidenceMode, SetPolicy};
+use holders::{
+    ConsumerLife, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, Taking, UnitLife, boot_clock,
+};
+use host_policy::{EvidenceMode, PlaceKind, SetPolicy};
 use lifecycle::{Evidence as Kind, Millis, Version};
 use opens::{Capability, Group, Inode, Queue};
 use rustix::event::{PollFd, PollFlags, poll};
