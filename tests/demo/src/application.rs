@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use lifecycle::Version;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -57,6 +57,9 @@ pub struct Settings {
     /// The socket on which it says what it uses.
     #[arg(long)]
     pub tell: Option<PathBuf>,
+    /// Where it shows the demo what it logs in with.
+    #[arg(long)]
+    pub shown: PathBuf,
     /// The set's name, for that socket.
     #[arg(long, default_value = "orders-db")]
     pub set: String,
@@ -71,7 +74,7 @@ pub struct Settings {
     pub every_ms: u64,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Credential {
     username: String,
     password: String,
@@ -85,6 +88,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut credential = read(&settings)?;
+    show(&settings, &credential)?;
     // Before the pid file: who finds the process there must not find one that still dies of its credential.
     write_pidfile(&settings.pidfile)?;
     let (changed, mut changes) = mpsc::unbounded_channel();
@@ -155,6 +159,7 @@ async fn alter(settings: &Settings, credential: &Credential, table: &str) -> any
 /// credential is left once the value is replaced.
 fn take_up(settings: &Settings, credential: &mut Credential) -> anyhow::Result<()> {
     let newer = read(settings)?;
+    show(settings, &newer)?;
     let before = std::mem::replace(credential, newer).version;
     say(settings, credential, before);
     Ok(())
@@ -175,7 +180,8 @@ fn read(settings: &Settings) -> anyhow::Result<Credential> {
         Some(set) => {
             let directory =
                 std::fs::read_link(set.join("..data")).context("the set has no current version")?;
-            let version = directory.to_str().context("a version's name is text")?.parse()?;
+            let name = directory.to_str().and_then(|name| name.strip_prefix('v'));
+            let version = name.context("a version's directory is v and its number")?.parse()?;
             (set.join(directory).join(&settings.credential), Some(version))
         }
     };
@@ -189,8 +195,16 @@ fn read(settings: &Settings) -> anyhow::Result<Credential> {
 }
 
 fn write_pidfile(path: &Path) -> anyhow::Result<()> {
+    replace(path, &format!("{}\n", std::process::id()))
+}
+
+fn show(settings: &Settings, credential: &Credential) -> anyhow::Result<()> {
+    replace(&settings.shown, &serde_json::to_string(credential)?)
+}
+
+fn replace(path: &Path, content: &str) -> anyhow::Result<()> {
     let unfinished = path.with_extension("new");
-    std::fs::write(&unfinished, format!("{}\n", std::process::id()))?;
+    std::fs::write(&unfinished, content)?;
     std::fs::rename(&unfinished, path)?;
     Ok(())
 }

@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
 use crate::application::Adoption;
 use crate::control::{CREDENTIAL, ControlPlane};
 use crate::launcher::{self, Command, Program};
 use crate::programs::Programs;
+use crate::protected::Login;
 
 /// An application of the demo, before it runs.
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +156,13 @@ impl Host {
         self.directory.join("run/sets").join(CREDENTIAL)
     }
 
+    /// What its first application logs in with now. The file of the set is left alone: who reads it is a holder.
+    pub fn login(&self) -> anyhow::Result<Login> {
+        let cast = CAST.iter().find(|cast| HOSTS[cast.host] == self.name).context("no application runs there")?;
+        let path = shown(&self.directory, cast.name);
+        Login::parse(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)
+    }
+
     /// Starts an application; it is started again whenever it ends.
     pub fn start_application(
         &mut self,
@@ -167,6 +177,7 @@ impl Host {
         flag("server", server.to_string());
         flag("database", "orders".into());
         flag("adoption", adoption_flag(cast.adoption).into());
+        flag("shown", shown(&self.directory, cast.name).display().to_string());
         flag("pidfile", pidfile(&self.directory, cast.name).display().to_string());
         match cast.adoption {
             Adoption::Reload | Adoption::Reopen => {
@@ -228,6 +239,10 @@ fn place_of(directory: &Path) -> PathBuf {
 
 fn pidfile(directory: &Path, application: &str) -> PathBuf {
     directory.join("applications").join(format!("{application}.pid"))
+}
+
+fn shown(directory: &Path, application: &str) -> PathBuf {
+    directory.join("applications").join(format!("{application}.shown.json"))
 }
 
 fn adoption_flag(adoption: Adoption) -> &'static str {

@@ -81,16 +81,20 @@ fn revoke(protected: &Protected, version: u32) -> anyhow::Result<()> {
 
 fn write(host: &Host, version: u32) -> anyhow::Result<()> {
     let set = host.set_directory();
-    let files = set.join(version.to_string());
+    let files = set.join(directory(version));
     std::fs::create_dir_all(&files)?;
     let text = format!(r#"{{"username":"v{version}","password":"{}"}}"#, password(version));
     std::fs::write(files.join(FILE), text)?;
     flip(&set, version)
 }
 
+fn directory(version: u32) -> String {
+    format!("v1.{version}")
+}
+
 fn flip(set: &Path, version: u32) -> anyhow::Result<()> {
     let unfinished = set.join("..data.new");
-    symlink(version.to_string(), &unfinished)?;
+    symlink(directory(version), &unfinished)?;
     std::fs::rename(unfinished, set.join("..data")).context("failed to flip")
 }
 

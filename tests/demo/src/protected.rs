@@ -3,12 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
 use tests_services::logins::LoginLog;
 use tests_services::postgres::PostgresServer;
 use tokio::net::TcpSocket;
 
-use crate::host::FILE;
 use crate::judge::Tally;
 
 /// The loopback address that the demo's own tries come from.
@@ -22,15 +20,14 @@ pub struct Login {
 }
 
 impl Login {
-    /// What lies at a place now.
-    pub fn read(place: &std::path::Path) -> anyhow::Result<Self> {
+    /// From the content of the credential's file.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
         #[derive(serde::Deserialize)]
         struct Written {
             username: String,
             password: String,
         }
-        let text = std::fs::read(place).with_context(|| format!("failed to read {FILE}"))?;
-        let Written { username, password } = serde_json::from_slice(&text)?;
+        let Written { username, password } = serde_json::from_str(text)?;
         Ok(Self { username, password })
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lifecycle::Version;
-use protocol::api::{CredentialDetail, VersionPhase};
+use protocol::api::{CredentialDetail, DeliveryPhase, VersionPhase};
 use tests_services::postgres::{Kind, PostgresServer};
 
 use crate::control::{CREDENTIAL, ControlPlane};
@@ -82,9 +82,12 @@ impl Scene {
     }
 
     fn first_version(&mut self) -> anyhow::Result<()> {
-        let places: Vec<PathBuf> = self.hosts.iter().map(Host::place).collect();
-        self.narrator.until(&self.control, "the first version is on all hosts", STEP, |_| {
-            places.iter().all(|place| place.exists())
+        self.narrator.until(&self.control, "the first version is on all hosts", STEP, |detail| {
+            let first = detail.versions.first();
+            first.is_some_and(|first| {
+                first.deliveries.len() == HOSTS.len()
+                    && first.deliveries.iter().all(|delivery| delivery.phase == DeliveryPhase::Activated)
+            })
         })?;
         let address = self.protected.address();
         for cast in &CAST {
@@ -128,7 +131,7 @@ impl Scene {
 
     /// The login that lies on a host now.
     pub fn login_on(&self, host: usize) -> anyhow::Result<Login> {
-        Login::read(&self.hosts[host].place())
+        self.hosts[host].login()
     }
 
     /// Waits until `version` ends, restarting nothing.
