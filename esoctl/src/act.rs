@@ -318,7 +318,7 @@ fn find_holder(
             || row.target.as_str() == target
     };
     let found = all.iter().filter(is_target).find(|row| row.id == id).ok_or_else(|| {
-        ClientError::Problem(protocol::api::Problem::new(
+        ClientError::from(protocol::api::Problem::new(
             404,
             "not_found",
             format!("{credential} has no holder or gap {id:?} on {target}"),

@@ -330,7 +330,7 @@ pub struct Audit {
     #[arg(long, default_value_t = 0)]
     pub after: u64,
     /// At most so many
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 10_000)]
     pub limit: u32,
 }
 

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::settings::{Settings, SettingsError};
 
 /// Longer than the control plane lets a question for changes wait.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+const ANSWER_TIME_MAX: Duration = Duration::from_mins(1);
 /// The largest answer: a host with many holders.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -39,7 +39,7 @@ pub enum ClientError {
     },
     /// The control plane's own word.
     #[error("{0}")]
-    Problem(Problem),
+    Problem(Box<Problem>),
     /// An answer that is none.
     #[error(
         "{server} answered with something else than expected ({why}); are esoctl and control plane of one version?"
@@ -53,6 +53,12 @@ pub enum ClientError {
     /// A local file or stream.
     #[error("{0}")]
     Local(String),
+}
+
+impl From<Problem> for ClientError {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(Box::new(problem))
+    }
 }
 
 impl ClientError {
@@ -161,8 +167,8 @@ impl Client {
             return serde_json::from_slice(&text).map_err(|error| self.answer(&error));
         }
         if is_problem {
-            let problem = serde_json::from_slice(&text).map_err(|error| self.answer(&error))?;
-            return Err(ClientError::Problem(problem));
+            let problem: Problem = serde_json::from_slice(&text).map_err(|error| self.answer(&error))?;
+            return Err(problem.into());
         }
         Err(self.answer(&format!("status {status}")))
     }

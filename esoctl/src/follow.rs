@@ -17,7 +17,7 @@ use crate::progress::{Watched, progress};
 use crate::table::Shown;
 
 /// How long the control plane may be away before watching ends.
-const AWAY_MAX: Duration = Duration::from_secs(60);
+const AWAY_MAX: Duration = Duration::from_mins(1);
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Waits for a commit after `after`. A control plane that restarts is waited for: nothing is lost by it.

@@ -238,7 +238,9 @@ impl Shown for Option<RolloutView> {
 
 fn blockers(blockers: &[Blocker], now: UnixMillis) -> String {
     let rows = blockers.iter().map(|blocker| {
-        let who = blocker.name.as_ref().unwrap_or(&blocker.who).clone();
+        // Some blockers are nobody's: then the words say it all, once.
+        let nobody = blocker.name.is_none() && blocker.detail.as_ref() == Some(&blocker.who);
+        let who = if nobody { "-" } else { blocker.name.as_ref().unwrap_or(&blocker.who) }.to_owned();
         [word(&blocker.clause), who, age(now, blocker.since), or_dash(blocker.detail.as_ref())]
     });
     table(["CLAUSE", "WHO", "SINCE", "DETAIL"], rows.collect(), "nothing keeps it alive")

@@ -18,6 +18,7 @@ use protocol::{HostId, InstallationId, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
+#[allow(clippy::unnecessary_wraps, reason = "every place that it is for is optional")]
 fn ago(seconds: u64) -> Option<UnixMillis> {
     Some(UnixMillis(NOW.0 - seconds * 1000))
 }

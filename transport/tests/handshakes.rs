@@ -360,7 +360,15 @@ async fn strangers_cannot_hold_on_to_anything() {
     let _ = timeout(SOON, slow.read_to_end(&mut rest)).await.expect("closed soon");
 
     let client = client(None, &ours.trust(), Names::Checked);
-    // Promises a body and does not send it all; asks for what never comes.
+    // Promises a body and does not send it all.
+    let mut half = raw(&server, None, &ours.trust(), b"http/1.1").await;
+    half.write_all(b"POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\nhalf")
+        .await
+        .unwrap();
+    let mut rest = Vec::new();
+    let _ = timeout(SOON, half.read_to_end(&mut rest)).await.expect("closed soon");
+    assert!(rest.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&rest));
+    // Asks for what never comes.
     let never = client.get(server.url("/never")).send().await.unwrap();
     assert_eq!(never.status(), 408);
     // Sends too much; a route of its own limit takes more.

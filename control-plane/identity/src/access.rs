@@ -183,7 +183,7 @@ impl Identities {
             OperatorProof::Token => {
                 let mut random = Zeroizing::new([0; 32]);
                 aws_lc_rs::rand::fill(&mut *random).map_err(|_| OperatorError::Random)?;
-                let token = format!("{TOKEN_PREFIX}{}", *Zeroizing::new(hex::encode(&*random)));
+                let token = format!("{TOKEN_PREFIX}{}", *Zeroizing::new(hex::encode(*random)));
                 (store::OperatorProof::TokenDigest(digest(&token)), None, Some(token))
             }
         };

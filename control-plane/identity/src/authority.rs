@@ -18,7 +18,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 /// How long the authority's own certificate is good.
-const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+const AUTHORITY_LIFE: Duration = Duration::from_hours(10 * 366 * 24);
 /// How far the clock of whoever checks a certificate may be behind ours.
 const CLOCK_BEHIND_MS: u64 = 5 * 60 * 1000;
 

@@ -108,13 +108,12 @@ impl Identities {
         // The certificate is written last and is what `open` asks for; a key without one belongs to an `init`
         // that was interrupted, and gets its certificate now.
         if store.setting(CA_CERTIFICATE).await?.is_none() {
-            let key = match store.own_key(CA_KEY).await? {
-                Some(key) => key,
-                None => {
-                    let key = Authority::generate_key()?;
-                    store.put_own_key(CA_KEY, Value::new(key.to_vec())).await?;
-                    Value::new(key.to_vec())
-                }
+            let key = if let Some(key) = store.own_key(CA_KEY).await? {
+                key
+            } else {
+                let key = Authority::generate_key()?;
+                store.put_own_key(CA_KEY, Value::new(key.to_vec())).await?;
+                Value::new(key.to_vec())
             };
             let certificate = Authority::certify(store.installation(), key.expose(), now)?;
             store.set_setting(CA_CERTIFICATE, certificate).await?;

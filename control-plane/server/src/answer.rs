@@ -12,21 +12,21 @@ use serde::de::DeserializeOwned;
 
 /// An error on its way out.
 #[derive(Debug)]
-pub(crate) struct Failure(pub(crate) Problem);
+pub(crate) struct Failure(pub(crate) Box<Problem>);
 
 /// What a handler returns.
 pub(crate) type Answer<T> = Result<Json<T>, Failure>;
 
 impl Failure {
     pub(crate) fn new(status: u16, code: &str, detail: impl Into<String>, action: &str) -> Self {
-        Self(Problem::new(status, code, detail, action))
+        Self(Box::new(Problem::new(status, code, detail, action)))
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        let body = serde_json::to_vec(&*self.0).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_CONTENT_TYPE));
@@ -39,7 +39,7 @@ impl IntoResponse for Failure {
 
 impl From<HandleError> for Failure {
     fn from(error: HandleError) -> Self {
-        Self(error.problem())
+        Self(Box::new(error.problem()))
     }
 }
 

@@ -7,6 +7,7 @@ use engine::Handle;
 use identity::Identities;
 use protocol::UnixMillis;
 use store::{Audit, Store};
+use tokio::sync::watch;
 
 /// What every handler can reach. Cloning is cheap.
 #[derive(Clone)]
@@ -24,6 +25,8 @@ pub struct Parts {
     pub url: String,
     /// Where backups go.
     pub backups: PathBuf,
+    /// Becomes true when we are to end: whoever waits for something is answered at once.
+    pub stopping: watch::Receiver<bool>,
 }
 
 impl App {

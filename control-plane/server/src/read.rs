@@ -71,7 +71,12 @@ pub(crate) async fn changes(State(app): State<App>, Query(query): Query<ChangesQ
         // Running out of time is no error: the same number is answered and the caller asks again. A number above
         // ours is from before our start.
         let newer = changes.wait_for(|commits| *commits > after || *commits + 1 < after);
-        let _ = tokio::time::timeout(CHANGES_WAIT, newer).await;
+        let mut stopping = app.stopping.clone();
+        tokio::select! {
+            _ = newer => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+            () = tokio::time::sleep(CHANGES_WAIT) => {}
+        }
     }
     let commits = *changes.borrow();
     Ok(Json(Changes { commits }))

@@ -127,10 +127,7 @@ pub fn router(app: &App, table: Vec<Route>) -> Router {
     let mut router = Router::new();
     for route in table {
         let guard = middleware::from_fn_with_state((app.clone(), route.needs), admit);
-        let handler = route
-            .handler
-            .layer(DefaultBodyLimit::max(route.body_bytes_max))
-            .layer(guard);
+        let handler = route.handler.layer(DefaultBodyLimit::max(route.body_bytes_max)).layer(guard);
         router = router.route(route.path, handler);
     }
     router.fallback(no_such_route).method_not_allowed_fallback(wrong_method).with_state(app.clone())

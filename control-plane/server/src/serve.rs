@@ -12,6 +12,7 @@ use identity::{AuthorityError, Identities, IdentitiesError, Lives};
 use protocol::{InstallationId, UnixMillis};
 use store::{KeyError, OpenError, Store};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use transport::{Clients, Limits, ServerTls, ServerTlsError, Trust, TrustError};
 
 use crate::app::{App, Parts};
@@ -22,7 +23,7 @@ use crate::table::table;
 /// The names under which this machine always answers to itself.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 /// After a failure to make a new certificate of our own, how long until the next attempt.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+const RENEWAL_PAUSE: Duration = Duration::from_mins(1);
 
 /// What a caller is told once requests are answered.
 #[derive(Debug, Clone)]
@@ -103,19 +104,21 @@ pub async fn serve(
     let tls = Arc::new(ServerTls::new(own, Clients::Optional(trust.clone()))?);
     let mut engine = start_engine(settings, &store, &identities, fleet.clone(), notices).await?;
     let url = settings.url.clone().unwrap_or_else(|| default_url(&names, listen));
+    let (tell_stop, stopping) = watch::channel(false);
     let app = App::new(Parts {
         handle: engine.handle().clone(),
         identities: identities.clone(),
         store,
         url: url.clone(),
         backups: settings.data.backups(),
+        stopping: stopping.clone(),
     });
     let renewal = tokio::spawn(renew(identities.clone(), names, trust, tls.clone(), fleet));
     let said = Ready { listen, url, installation: identities.installation() };
-    let (tell_stop, stopped) = tokio::sync::oneshot::channel();
+    let mut stopped = stopping;
     let serving =
         transport::serve(listener, tls, limits(), router(&app, table()), |_| ready(&said), async move {
-            let _ = stopped.await;
+            let _ = stopped.wait_for(|stopping| *stopping).await;
         });
     let mut serving = std::pin::pin!(serving);
     let end = tokio::select! {
@@ -130,7 +133,7 @@ pub async fn serve(
             Ok(result?)
         }
         End::Asked => {
-            let _ = tell_stop.send(());
+            tell_stop.send_replace(true);
             let result = serving.await;
             engine.stop().await;
             Ok(result?)

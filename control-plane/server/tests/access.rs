@@ -10,6 +10,9 @@ use protocol::enrol::{EnrolResponse, RenewRequest};
 use reqwest::Method;
 use world::{Caller, HostKeys, World, csr};
 
+/// Whether a caller may do what needs this.
+type Allowed = Box<dyn Fn(Needs) -> bool>;
+
 fn path(template: &str) -> String {
     template
         .replace("{name}", "nothing")
@@ -32,7 +35,6 @@ async fn every_route_refuses_nobody_and_every_wrong_kind() {
     assert_eq!(admin.request(Method::DELETE, &end).send().await.unwrap().status(), 200);
     let host_with_token = Caller { token: admin.token.clone(), ..world.host("web-3").await.caller };
     let role = |role| move |needs| matches!(needs, Needs::Operator(least) if role >= least);
-    type Allowed = Box<dyn Fn(Needs) -> bool>;
     let callers: [(&str, Caller, Allowed); 11] = [
         ("nobody", world.anybody(), Box::new(|_| false)),
         ("a made-up token", world.with_token("eso_op_00"), Box::new(|_| false)),

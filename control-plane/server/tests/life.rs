@@ -4,10 +4,12 @@
 
 mod world;
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use eso_control_plane::settings::{Backup, Restore};
 use eso_control_plane::{ServeError, backup, restore, serve};
 use esoctl::{Exit, Streams};
-use protocol::api::{AuditPage, BackedUp, Status};
+use protocol::api::{AuditPage, BackedUp, Changes, Status};
 use world::{World, data, init, settings};
 
 async fn esoctl(world: &World, arguments: &[&str]) -> (Exit, String, String) {
@@ -63,7 +65,6 @@ async fn a_directory_is_made_once_and_init_again_changes_nothing() {
     let before = read();
     init(&directory).await;
     assert_eq!(before, read());
-    use std::os::unix::fs::PermissionsExt as _;
     for name in ["key", "eso.db", "admin/key.pem", "admin/esoctl.toml"] {
         let mode = std::fs::metadata(directory.path().join("data").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}");
@@ -195,9 +196,11 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
     std::fs::write(directory.join("esoctl.toml"), text).unwrap();
     let config = directory.join("esoctl.toml");
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    for (arguments, expected) in
-        [(vec!["whoami"], Exit::Done), (vec!["source", "refresh", "--all"], Exit::Forbidden)]
-    {
+    for (arguments, expected) in [
+        (vec!["whoami"], Exit::Done),
+        (vec!["source", "refresh", "--all"], Exit::Forbidden),
+        (vec!["status", "--server", "https://127.0.0.1:1"], Exit::Unreachable),
+    ] {
         let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
         let fixed = ["esoctl", "--config", config.to_str().unwrap()];
         let exit = esoctl::run(fixed.into_iter().chain(arguments).map(Into::into), &mut streams).await;
@@ -218,5 +221,37 @@ async fn metrics_are_for_scrapers_and_parse() {
     assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("eso_commits_total")), "{text}");
     assert_eq!(world.anybody().get("/readyz").await.status(), 200);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_change_is_answered_when_we_stop() {
+    let world = World::start().await;
+    let admin = world.admin();
+    let now: Changes = admin.get("/v1/changes").await.json().await.unwrap();
+    let path = format!("/v1/changes?after={}", now.commits);
+    let (url, client) = (format!("{}{path}", admin.base), admin.client.clone());
+    let waiting =
+        tokio::spawn(async move { client.get(url).send().await.unwrap().json::<Changes>().await.unwrap() });
+    // A second request on the same connection is answered after the first has reached its handler.
+    assert_eq!(admin.get("/v1/whoami").await.status(), 200);
+    world.stop().await;
+    assert_eq!(waiting.await.unwrap(), now);
+}
+
+#[tokio::test]
+async fn a_change_ends_the_waiting() {
+    let world = World::start().await;
+    let admin = world.admin();
+    let now: Changes = admin.get("/v1/changes").await.json().await.unwrap();
+    let path = format!("/v1/changes?after={}", now.commits);
+    let waiting = tokio::spawn(async move { admin.get(&path).await.json::<Changes>().await.unwrap() });
+    std::fs::write(world.directory.path().join("resources/orders.yaml"), include_str!("orders.yaml"))
+        .unwrap();
+    let then = tokio::time::timeout(world::SOON, waiting).await.unwrap().unwrap();
+    assert!(then.commits > now.commits);
+    let (exit, out, _) = esoctl(&world, &["credential", "show", "orders-db"]).await;
+    assert_eq!(exit, Exit::Done);
+    assert!(out.contains("orders-db"), "{out}");
     world.stop().await;
 }

@@ -72,7 +72,7 @@ impl World {
         });
         match tokio::time::timeout(SOON, told).await.unwrap() {
             Ok(ready) => Self { directory, ready, stop, task },
-            Err(_) => panic!("{}", task.await.unwrap().unwrap_err()),
+            Err(oneshot::error::RecvError { .. }) => panic!("{}", task.await.unwrap().unwrap_err()),
         }
     }
 
