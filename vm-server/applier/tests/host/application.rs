@@ -42,8 +42,9 @@ impl Application {
         let at = dir.clone();
         let thread = std::thread::spawn(move || {
             while !over.load(Ordering::SeqCst) {
-                let child = Command::new(Self::exe())
-                    .args(["-c", script, "app"])
+                // A session of its own: where there are no cgroups, that is what tells readers apart.
+                let child = Command::new("setsid")
+                    .args([Self::exe().as_str(), "-c", script, "app"])
                     .args([&password, &at])
                     .stdin(Stdio::null())
                     .stderr(Stdio::null())
