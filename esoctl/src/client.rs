@@ -190,7 +190,16 @@ impl Client {
         while let Some(inner) = why.source() {
             why = inner;
         }
-        let hint = if error.is_timeout() { " (no answer in time)" } else { "" };
+        let why = why.to_string();
+        let hint = if error.is_timeout() {
+            "; no answer came in time"
+        } else if why.contains("UnknownIssuer") {
+            "; the authority of --ca did not make its certificate: another control plane, or another authority file"
+        } else if why.contains("NotValidForName") {
+            "; give `serve` this name with --name, or call it by another"
+        } else {
+            "; is it running, and is --server right?"
+        };
         ClientError::Unreachable { server: self.server.clone(), why: format!("{why}{hint}") }
     }
 

@@ -191,8 +191,8 @@ impl World {
         for effect in effects {
             match &effect.kind {
                 EffectKind::Audit { entry: words } => {
-                    let action = words.split_whitespace().next().unwrap_or("credential");
-                    batch.audit.push(entry(ENGINE, action, &format!("credential/{name}"), words));
+                    // What the core decides it says in words; one stable word stands for all of them.
+                    batch.audit.push(entry(ENGINE, "decided", &format!("credential/{name}"), words));
                 }
                 // These two are always read from the outbox: the newest wish counts.
                 EffectKind::Send { .. } | EffectKind::Ask { .. } => {}

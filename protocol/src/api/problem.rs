@@ -59,7 +59,12 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}); {}", self.detail, self.code, self.action)
+        write!(f, "{} ({})", self.detail, self.code)?;
+        // Some details say what to do themselves.
+        if self.action.is_empty() || self.detail.contains(&self.action) {
+            return Ok(());
+        }
+        write!(f, "; {}", self.action)
     }
 }
 
