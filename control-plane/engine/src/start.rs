@@ -379,6 +379,10 @@ impl World {
             let event = Event::Started { epoch: self.epoch, restored: false };
             self.apply_or_log(turn, batch, name, event);
         }
+        if known == Some(false) {
+            let what = "its resource, or the one of its generator or source";
+            batch.audit.push(entry(ENGINE, "changed", &format!("credential/{name}"), what));
+        }
         let Some(owned) = self.owned.get_mut(name) else { return };
         let same_backend = known == Some(true) && owned.equipment.is_some();
         owned.kept.plan = plan;

@@ -129,6 +129,9 @@ impl Narrator {
                     word(&holder.evidence)
                 ));
             }
+            for blocker in &pending.why.blockers {
+                lines.push(format!("version {} waits for: {}", pending.why.version, word(&blocker.clause)));
+            }
         }
         lines.sort();
         lines.dedup();

@@ -235,7 +235,7 @@ spec:
   files:
     credentials.json: '{{"username":"{{{{ .username }}}}","password":"{{{{ .password }}}}"}}'
   first: mint
-  policy: {{ barrier: 10s, flipIn: 2s, grace: 1s, adoptWithin: 2m }}
+  policy: {{ barrier: 10s, flipIn: 2s, grace: 1s, adoptWithin: 2m, sampleEvery: 1s }}
 "#,
         host = address.ip(),
         port = address.port(),

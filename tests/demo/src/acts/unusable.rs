@@ -1,9 +1,9 @@
 //! Act 3: a credential that the server accepts and one application cannot use.
 
-use protocol::api::{DeliveryPhase, RolloutPhase, VersionPhase};
+use protocol::api::{AuditPage, DeliveryPhase, RolloutPhase, VersionPhase};
 
 use super::rotation::begin;
-use crate::control::CREDENTIAL;
+use crate::control::{CREDENTIAL, ControlPlane};
 use crate::host::{CAST, HOSTS};
 use crate::scene::{STEP, Scene, phase, write_resources};
 use crate::terminal::Tone;
@@ -18,11 +18,15 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.protected.start_act()?;
     let canary = CAST[0];
     let good = scene.login_on(0)?;
+    let before = changes_of(&scene.control)?;
     write_resources(&scene.control, &scene.protected, WITH_PERCENT)?;
     scene
         .terminal
         .say(Tone::Sabotage, format!("passwords hold a character now that {} cannot parse", canary.name));
-    wait_for_generator(scene)?;
+    let control = &scene.control;
+    scene.narrator.until(control, "the changed generator is taken", STEP, |_| {
+        changes_of(control).is_ok_and(|changes| changes > before)
+    })?;
     let (before, bad) = begin(scene)?;
     scene.narrator.until(&scene.control, "the rollout halts", STEP, |detail| {
         detail.rollout.as_ref().is_some_and(|rollout| rollout.phase == RolloutPhase::Halted)
@@ -58,11 +62,8 @@ fn delivery(
     known.deliveries.iter().find(|delivery| delivery.name == host).map(|delivery| delivery.phase)
 }
 
-/// The control plane notices a changed file by itself; the audit log says when.
-fn wait_for_generator(scene: &mut Scene) -> anyhow::Result<()> {
-    let control = &scene.control;
-    scene.narrator.until(control, "the changed generator is taken", STEP, |_| {
-        control.esoctl(&["audit"]).is_ok_and(|audit| audit.contains("PostgreSql/orders changed"))
-    })?;
-    Ok(())
+/// The control plane notices a changed file by itself, and its audit log says so.
+fn changes_of(control: &ControlPlane) -> anyhow::Result<usize> {
+    let page: AuditPage = control.ask(&["audit"])?;
+    Ok(page.entries.iter().filter(|entry| entry.action == "changed").count())
 }
