@@ -154,6 +154,15 @@ impl Machine {
         }
     }
 
+    /// It adopts again, once it may.
+    pub(super) fn mixed(&mut self, turn: Turn, consumer: &ConsumerName) {
+        let Some(taking) = self.taking(turn, consumer) else { return };
+        if matches!(taking.phase, Phase::Settling { .. } | Phase::Settled) {
+            taking.phase = Phase::Waiting { was: None, revive: false };
+            self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
+        }
+    }
+
     pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life) {
         let by = self.state.by(consumer);
         let Some(turn) = self.state.turn else { return };

@@ -187,6 +187,13 @@ pub enum HostEvent {
         /// Why, in words and without values.
         reason: String,
     },
+    /// A consumer that is restarted to take a version up has read files of two versions: it started while they changed.
+    Mixed {
+        /// For which turn.
+        turn: Turn,
+        /// Which consumer.
+        consumer: ConsumerName,
+    },
     /// A consumer began a new life by itself.
     Appeared {
         /// Which consumer.
@@ -389,6 +396,7 @@ impl Machine {
             HostEvent::TookUp { turn, consumer, life } => self.took_up(turn, &consumer, life),
             HostEvent::Healthy { turn, consumer } => self.healthy(turn, &consumer),
             HostEvent::Unhealthy { turn, consumer, reason } => self.unhealthy(turn, consumer, reason),
+            HostEvent::Mixed { turn, consumer } => self.mixed(turn, &consumer),
             HostEvent::Appeared { consumer, life } => self.appeared(&consumer, life),
             HostEvent::Unlinked { version } => self.unlinked(version),
             HostEvent::Gone { version } => self.gone(version),

@@ -496,6 +496,17 @@ fn a_new_consumer_is_watched_and_not_restarted() {
 }
 
 #[test]
+fn who_read_files_of_two_versions_adopts_again() {
+    let mut world = World::on_zero();
+    world.order(2, stage(1));
+    world.order(2, activate(1));
+    world.order(2, OrderKind::Adopt { version: v(1) });
+    let (turn, restarts) = (world.state.turn().unwrap(), world.restarts);
+    world.give(HostEvent::Mixed { turn, consumer: app() });
+    assert_eq!((world.report().adopted, world.restarts), (Some(v(1)), restarts + 1));
+}
+
+#[test]
 fn a_crash_before_any_effect_restarts_nobody_twice_and_ends_the_same() {
     for rebooted in [false, true] {
         for step in 0..60 {

@@ -18,7 +18,7 @@ use crate::input::Input;
 /// Applications that may be connected at once; more wait.
 const CONNECTIONS_MAX: usize = 64;
 /// How long an application may stay silent.
-const SILENCE: Duration = Duration::from_secs(600);
+const SILENCE: Duration = Duration::from_mins(10);
 
 /// Binds the socket; any user may connect, and is known by the kernel's word only.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {

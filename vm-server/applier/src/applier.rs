@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use host_policy::HostPolicy;
+use host_policy::{Adopt, HostPolicy};
 use lifecycle::host::{Answer, HostEvent};
-use lifecycle::{Evidence, SetName};
+use lifecycle::{ConsumerName, Evidence, SetName};
 use protocol::order::OrderIdentity;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
@@ -191,6 +191,13 @@ impl Applier {
                 // Whoever spoke may be gone.
                 let _ = reply.send(self.said(pid, &statement));
             }
+            Input::Trouble { set, consumer, message } => {
+                let about = format!("{set}/{consumer}");
+                match message {
+                    Some(message) => self.tools.notice("consumer", about, message),
+                    None => self.tools.unnotice("consumer", &about),
+                }
+            }
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
             Input::PlacesTouched => {
                 self.places_due.get_or_insert(Instant::now() + QUIET);
@@ -232,7 +239,7 @@ impl Applier {
         let others = [self.policy_due, self.places_due, self.report_due(), self.look_due()];
         let others = others.into_iter().flatten().chain(self.refresh_due());
         let others = others.map(|due| due.saturating_duration_since(now));
-        flips.chain(others).min().unwrap_or(Duration::from_secs(60))
+        flips.chain(others).min().unwrap_or(Duration::from_mins(1))
     }
 
     fn look_due(&self) -> Option<Instant> {
@@ -276,6 +283,11 @@ impl Applier {
         }
         if self.look_due().is_some_and(|due| due <= now) {
             self.observe_and_recheck();
+        }
+        if self.tools.journal.wants_compaction()
+            && let Err(error) = self.compact()
+        {
+            self.tools.notice("journal", "host", error.to_string());
         }
     }
 
@@ -323,6 +335,7 @@ impl Applier {
             self.tools.view.read_by_pid_1 = self.read_by_pid_1();
         }
         let looks = self.look_at_consumers();
+        let mut mixed = Vec::new();
         for set in self.sets.values_mut() {
             let mut rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
             if let (Some(policy), Some(dir)) = (&set.policy, &set.dir) {
@@ -338,7 +351,14 @@ impl Applier {
                 changed |= evidence.declare(&consumer.name, &declared_life(seen, unit, scene.table), &scene);
             }
             changed |= evidence.refresh(&scene);
-            if let (Evidence::Kernel, Some(current)) = (evidence.kind(), set.record.machine.current()) {
+            if let (Evidence::Kernel, Some(turn)) = (evidence.kind(), set.record.machine.turn()) {
+                let current = turn.version;
+                let is_restarted = |name: &ConsumerName| {
+                    let consumer = set.policy.as_ref().and_then(|policy| policy.consumer(name));
+                    consumer.is_some_and(|consumer| consumer.adopt == Adopt::Restart)
+                };
+                let halves = evidence.mixed(current, &scene).into_iter().filter(is_restarted);
+                mixed.extend(halves.map(|consumer| (set.name.clone(), HostEvent::Mixed { turn, consumer })));
                 for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
                     if evidence.was_read_by(&consumer.name, current, &scene) {
                         self.tools.tasks.saw((set.name.clone(), consumer.name.clone()), current);
@@ -353,6 +373,11 @@ impl Applier {
         }
         if self.sets.values().all(|set| !set.unkept) {
             self.tools.witness.journaled();
+        }
+        for (name, event) in mixed {
+            if let Err(error) = self.give(&name, event) {
+                tracing::error!(set = %name, %error, "not in the journal yet");
+            }
         }
     }
 
@@ -377,7 +402,8 @@ impl Applier {
                 let look = runtime.block_on(supervisor.look(consumer));
                 if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
                     let invocation = look.life.as_ref().map(ToString::to_string);
-                    let life = holders::UnitLife { invocation, began: look.began_ms.map(clock::boot_of_monotonic) };
+                    let life =
+                        holders::UnitLife { invocation, began: look.began_ms.map(clock::boot_of_monotonic) };
                     self.tools.view.units.insert(unit.as_str().to_owned(), life);
                 }
                 looks.insert((set.name.clone(), consumer.name.clone()), look);
@@ -407,7 +433,7 @@ impl Applier {
             match word {
                 Ok(()) => believed = Some(consumer.name.clone()),
                 Err(error @ holders::Disbelieved::NotTrusted(_)) => {
-                    why = refused("not_trusted", error.to_string())
+                    why = refused("not_trusted", error.to_string());
                 }
                 Err(_) => {}
             }

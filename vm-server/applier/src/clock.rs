@@ -16,7 +16,8 @@ pub(crate) fn boot() -> Millis {
 pub(crate) fn boot_of_monotonic(monotonic_ms: u64) -> Millis {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let now_ms = seconds.saturating_mul(1000).saturating_add(u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0));
+    let now_ms =
+        seconds.saturating_mul(1000).saturating_add(u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0));
     let slept = boot().since(Millis(now_ms.saturating_add(1)));
     Millis(monotonic_ms).plus(slept)
 }

@@ -57,6 +57,7 @@ struct Errand {
     shows_itself: bool,
     seen_on: watch::Receiver<SeenOn>,
     who: Who,
+    inbox: Sender<Input>,
 }
 
 impl Tasks {
@@ -108,6 +109,7 @@ impl Tasks {
             shows_itself,
             seen_on: self.seen_on.subscribe(),
             who: who.clone(),
+            inbox: self.inbox.clone(),
         };
         let (inbox, set, asked, gate) =
             (self.inbox.clone(), set.clone(), effect.clone(), Arc::clone(&turnstile));
@@ -188,10 +190,20 @@ impl Errand {
         let (life, running) = match look {
             Ok(look) => (look.life, matches!(look.health, Health::Running | Health::Finished)),
             // Gone from the host, or a pid file that names somebody else: it does not run.
-            Err(_) => (None, false),
+            Err(error) => {
+                self.tell(Some(error.to_string()));
+                (None, false)
+            }
         };
         let healthy = running && self.passes_probe().await;
         self.looked(turn, life.as_ref(), healthy)
+    }
+
+    /// Tells an operator that the consumer cannot be asked, or can again.
+    fn tell(&self, message: Option<String>) {
+        let (set, consumer) = self.who.clone();
+        // The other end is gone only when the applier ends.
+        let _ = self.inbox.send(Input::Trouble { set, consumer, message });
     }
 
     async fn passes_probe(&self) -> bool {
@@ -216,11 +228,12 @@ impl Errand {
                 Err(error @ UnitError::TooLong { .. }) => break Adopted::Failed(error.to_string()),
                 // Not the credential's fault: nothing is flipped back for it, it stays to be adopted.
                 Err(error) => {
-                    tracing::warn!(consumer = %self.consumer.name, %error, "failed to ask a consumer");
+                    self.tell(Some(error.to_string()));
                     sleep(Duration::from_millis(RETRY_MS)).await;
                 }
             }
         };
+        self.tell(None);
         match asked {
             Adopted::Asked(life) | Adopted::AlreadyNew(life) => {
                 if self.consumer.adopt.keeps_the_process() && before.as_ref() == Some(&life) {
@@ -283,7 +296,7 @@ impl Errand {
         loop {
             match ask().await {
                 Err(error) if error.is_passing() => {
-                    tracing::warn!(consumer = %self.consumer.name, %error, "failed to ask a consumer");
+                    self.tell(Some(error.to_string()));
                     sleep(Duration::from_millis(RETRY_MS)).await;
                 }
                 other => return other,

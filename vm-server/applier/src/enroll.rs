@@ -94,7 +94,7 @@ pub fn enroll(daemon: &Daemon, bundle: &Path) -> Result<Enrolled, EnrollError> {
     if !again {
         keep::store_anchor(&dir, &bundle.trust_anchor())?;
     }
-    let registration = Registration::new(&bundle, &identity.report_key, identity.sealing_key())?;
+    let registration = Registration::new(&bundle, &identity.reports, identity.sealing_key())?;
     leave_pending(&daemon.server_state(), &bundle.pending(registration).to_json()?)?;
     Ok(Enrolled { host: identity.host(), keeper, again })
 }

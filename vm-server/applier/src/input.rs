@@ -1,7 +1,7 @@
 //! What reaches the applier's one thread.
 
-use lifecycle::SetName;
 use lifecycle::host::HostEvent;
+use lifecycle::{ConsumerName, SetName};
 use protocol::Frame;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
@@ -17,6 +17,8 @@ pub(crate) enum Input {
     Connected { pid: Option<i32>, reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
     /// What came of an effect that took its time.
     Outcome { set: SetName, event: HostEvent },
+    /// A consumer cannot be asked for now, or can again.
+    Trouble { set: SetName, consumer: ConsumerName, message: Option<String> },
     /// An application spoke on its socket.
     Said { pid: i32, statement: Statement, reply: oneshot::Sender<Reply> },
     /// The policy's directory changed.

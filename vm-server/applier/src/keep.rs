@@ -63,37 +63,37 @@ pub enum Keeper {
 /// What makes this host this host.
 pub(crate) struct Identity {
     /// Signs reports.
-    pub(crate) report_key: SigningKey,
+    pub(crate) reports: SigningKey,
     /// Opens values.
-    pub(crate) opening_key: OpeningKey,
+    pub(crate) values: OpeningKey,
     /// Seals the copies that survive a reboot.
-    pub(crate) copies_key: Zeroizing<[u8; 32]>,
+    pub(crate) copies: Zeroizing<[u8; 32]>,
 }
 
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 struct Written {
     report_seed: String,
-    opening_key: String,
-    copies_key: String,
+    values: String,
+    copies: String,
 }
 
 impl Identity {
     /// New keys: a new host.
     pub(crate) fn generate() -> Result<Self, KeepError> {
-        let mut copies_key = Zeroizing::new([0; 32]);
-        aws_lc_rs::rand::fill(&mut *copies_key).map_err(|_| protocol::key::RandomFailed)?;
-        Ok(Self { report_key: SigningKey::generate()?, opening_key: OpeningKey::generate()?, copies_key })
+        let mut copies = Zeroizing::new([0; 32]);
+        aws_lc_rs::rand::fill(&mut *copies).map_err(|_| protocol::key::RandomFailed)?;
+        Ok(Self { reports: SigningKey::generate()?, values: OpeningKey::generate()?, copies })
     }
 
     /// Which host it is.
     pub(crate) fn host(&self) -> HostId {
-        HostId::of(&self.report_key.public())
+        HostId::of(&self.reports.public())
     }
 
     /// What values are sealed to.
     pub(crate) const fn sealing_key(&self) -> SealingKey {
-        self.opening_key.public()
+        self.values.public()
     }
 
     /// Reads the keys back.
@@ -121,9 +121,9 @@ impl Identity {
 
     fn text(&self) -> Option<Zeroizing<Vec<u8>>> {
         let written = Written {
-            report_seed: hex::encode(*self.report_key.expose_seed().ok()?),
-            opening_key: hex::encode(*self.opening_key.expose_bytes()),
-            copies_key: hex::encode(*self.copies_key),
+            report_seed: hex::encode(*self.reports.expose_seed().ok()?),
+            values: hex::encode(*self.values.expose_bytes()),
+            copies: hex::encode(*self.copies),
         };
         serde_json::to_vec(&written).ok().map(Zeroizing::new)
     }
@@ -131,9 +131,9 @@ impl Identity {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let written: Written = serde_json::from_slice(bytes).ok()?;
         Some(Self {
-            report_key: SigningKey::from_seed(&*key(&written.report_seed)?).ok()?,
-            opening_key: OpeningKey::from_bytes(&*key(&written.opening_key)?).ok()?,
-            copies_key: key(&written.copies_key)?,
+            reports: SigningKey::from_seed(&*key(&written.report_seed)?).ok()?,
+            values: OpeningKey::from_bytes(&*key(&written.values)?).ok()?,
+            copies: key(&written.copies)?,
         })
     }
 }

@@ -151,7 +151,7 @@ impl Applier {
         if let Err(outcome) = self.obey(order.epoch).and_then(|()| self.know(name)) {
             return outcome;
         }
-        let files = match stage.as_ref().map(|_| verified.open_stage(&self.identity.opening_key)) {
+        let files = match stage.as_ref().map(|_| verified.open_stage(&self.identity.values)) {
             None => None,
             Some(Ok(files)) => Some(files),
             Some(Err(error)) => return refused(error.code(), error.to_string()),

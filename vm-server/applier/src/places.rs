@@ -272,7 +272,7 @@ impl Set {
     fn sweep(&mut self, tools: &Tools, version: Version) -> Result<BTreeSet<Inode>, String> {
         let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
         let copy = self.sought.get(&version);
-        let values = copy.into_iter().flat_map(|copy| copy.files());
+        let values = copy.into_iter().flat_map(StagedSet::files);
         let values = values.filter_map(|(name, value)| {
             // What the current version says too tells nobody apart.
             (!self.is_current_too(tools, name, value.expose()))

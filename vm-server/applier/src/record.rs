@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use host_policy::{Access, Principal};
 use lifecycle::host::SetState;
 use lifecycle::{Epoch, GapId, SetName, Version};
 use protocol::{FileName, Frame, KeyedDigest};
@@ -44,6 +45,9 @@ pub(crate) struct SetRecord {
     pub(crate) written: BTreeSet<PathBuf>,
     /// Copy places that could not be written or read back, by the name that the first report gave each.
     pub(crate) place_faults: BTreeMap<PathBuf, Fault>,
+    /// Owner, group and mode of each file as policy said last, for a set that it no longer names.
+    #[serde(default)]
+    pub(crate) access: BTreeMap<String, KeptAccess>,
     /// Removed files that are in use by those whom an operator cleared: accounted for in every later count.
     #[serde(default)]
     pub(crate) pinned: u64,
@@ -58,6 +62,49 @@ pub(crate) struct Fault {
     pub(crate) id: Option<GapId>,
     /// What went wrong, in words.
     pub(crate) why: String,
+}
+
+/// Owner, group and mode as policy wrote them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptAccess {
+    owner: Option<KeptPrincipal>,
+    group: Option<KeptPrincipal>,
+    mode: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum KeptPrincipal {
+    Name(String),
+    Id(u32),
+}
+
+impl From<&Access> for KeptAccess {
+    fn from(access: &Access) -> Self {
+        let kept = |principal: &Principal| match principal {
+            Principal::Name(name) => KeptPrincipal::Name(name.clone()),
+            Principal::Id(id) => KeptPrincipal::Id(*id),
+        };
+        Self {
+            owner: access.owner.as_ref().map(kept),
+            group: access.group.as_ref().map(kept),
+            mode: access.mode,
+        }
+    }
+}
+
+impl From<&KeptAccess> for Access {
+    fn from(kept: &KeptAccess) -> Self {
+        let principal = |principal: &KeptPrincipal| match principal {
+            KeptPrincipal::Name(name) => Principal::Name(name.clone()),
+            KeptPrincipal::Id(id) => Principal::Id(*id),
+        };
+        Self {
+            owner: kept.owner.as_ref().map(principal),
+            group: kept.group.as_ref().map(principal),
+            mode: kept.mode,
+        }
+    }
 }
 
 /// The same as [`Record`], to be written.

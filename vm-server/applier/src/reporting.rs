@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long the first acknowledgement is waited for before the report is sent again; the wait doubles.
 const RESEND: Duration = Duration::from_secs(2);
 /// The longest wait.
-const RESEND_MAX: Duration = Duration::from_secs(60);
+const RESEND_MAX: Duration = Duration::from_mins(1);
 
 /// The report that was sent last.
 pub(crate) struct Sent {
@@ -60,7 +60,7 @@ impl Applier {
             means: self.means(),
             notices: self.tools.notices(),
         };
-        let frame = match report.sign(&self.identity.report_key) {
+        let frame = match report.sign(&self.identity.reports) {
             Ok(frame) => frame,
             Err(error) => {
                 tracing::error!(%error, "the report is too large to be sent");

@@ -58,7 +58,7 @@ pub async fn run(
     let (identity, keeper) = Identity::load(&state)?;
     let anchor = keep::load_anchor(&state)?;
     let (journal, records) = Journal::open(&state.join("journal"))?;
-    let copies = Copies::open(&state, &identity.copies_key)?;
+    let copies = Copies::open(&state, &identity.copies)?;
     shared_dir(&daemon.run_dir)?;
     shared_dir(&daemon.sets_dir())?;
     let program = std::env::current_exe().map_err(|source| RunError::Io {

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use host_policy::{Adopt, SetPolicy};
-use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, Rules, SetState};
+use host_policy::{Access, Adopt, SetPolicy};
+use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
 use lifecycle::{Evidence, SetName, Version};
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::copies::CopyError;
 use crate::journal::JournalError;
-use crate::record::SetRecord;
+use crate::record::{KeptAccess, SetRecord};
 use crate::tools::Tools;
 use crate::witness::Pins;
 
@@ -86,7 +86,8 @@ impl Set {
             let asked = matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. });
             let ticked = matches!(event, HostEvent::Tick);
             self.foresee(&event);
-            let (state, effects) = host::step(self.record.machine.clone(), tools.input(), event);
+            let (state, effects) =
+                host::step(self.record.machine.clone(), HostInput { boot: crate::clock::boot() }, event);
             if state != self.record.machine {
                 let before = std::mem::replace(&mut self.record.machine, state);
                 tools.changed = true;
@@ -184,6 +185,12 @@ impl Set {
         match self.try_write(tools, version, &files) {
             Ok(()) => {
                 self.record.digests.insert(version, files.digests());
+                if let Some(policy) = &self.policy {
+                    let kept = files.files().keys().map(|name| {
+                        (name.as_str().to_owned(), KeptAccess::from(policy.access_of(name.as_str())))
+                    });
+                    self.record.access.extend(kept);
+                }
                 HostEvent::Written { version }
             }
             Err((code, message)) => {
@@ -331,7 +338,8 @@ impl Set {
         self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
         if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {
             for version in files {
-                let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, *version, &policy);
+                let mut mark =
+                    tools.witness.marker(&mut self.record.evidence, &mut self.pins, *version, &policy);
                 if let Err(error) = dir.mark_again(*version, &mut mark) {
                     tracing::warn!(set = %self.name, %error, "failed to watch a version again");
                 }
@@ -355,8 +363,11 @@ impl Set {
         self.open_dir(tools)?;
         let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
         let mut found = dir.recover()?;
+        // A set that policy dropped is still served, as it was.
+        let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
         for version in self.record.machine.present() {
-            if let Some(policy) = self.policy.as_ref().filter(|_| !found.present.contains(&version)) {
+            if !found.present.contains(&version) {
+                let policy = &policy;
                 match tools.copies.read(&self.name, version) {
                     Ok(copy) => {
                         let evidence = &mut self.record.evidence;
@@ -408,6 +419,21 @@ impl Set {
     pub(crate) fn has_old_versions(&self) -> bool {
         let current = self.machine().current();
         self.machine().known().into_iter().any(|version| Some(version) != current)
+    }
+}
+
+/// What is left of the policy of a set that is no longer in it: owners and modes.
+fn last_policy(name: &SetName, record: &SetRecord) -> SetPolicy {
+    SetPolicy {
+        name: name.clone(),
+        controllers: Vec::new(),
+        access: Access { owner: None, group: None, mode: host_policy::defaults::MODE },
+        access_by_file: record.access.iter().map(|(file, kept)| (file.clone(), kept.into())).collect(),
+        places: Vec::new(),
+        consumers: Vec::new(),
+        not_a_consumer: Vec::new(),
+        validate: None,
+        refresh_ms: host_policy::defaults::REFRESH_MS,
     }
 }
 

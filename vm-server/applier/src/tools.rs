@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 
 use host_policy::Daemon;
 use lifecycle::SetName;
-use lifecycle::host::HostInput;
 use protocol::report::Notice;
 use protocol::{HostId, InstallationId};
 use sets::{Disk, Mounted};
 
-use crate::clock;
 use crate::consumers::Tasks;
 use crate::copies::Copies;
 use crate::journal::{Journal, JournalError};
@@ -63,10 +61,6 @@ impl Tools {
             notices: BTreeMap::new(),
             changed: true,
         }
-    }
-
-    pub(crate) fn input(&self) -> HostInput {
-        HostInput { boot: clock::boot() }
     }
 
     /// Makes the record of a set durable.

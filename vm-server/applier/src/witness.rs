@@ -303,15 +303,20 @@ impl Witness {
         let mut by_name: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (unit, path) in read {
             let glob = path.to_str().is_some_and(|path| path.contains(['*', '?', '[']));
-            let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+            let resolved = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
             for place in &policy.places {
                 let named = *path == place.path || (glob && path.parent() == place.path.parent());
-                if named || real == place.path || real.starts_with(dir) && real.ends_with(&place.file) {
+                if named
+                    || resolved == place.path
+                    || resolved.starts_with(dir) && resolved.ends_with(&place.file)
+                {
                     by_name.entry(place.file.clone()).or_default().insert(unit.clone());
                 }
             }
             // A file without a place, by its way through the set's own directory.
-            if let Some(name) = real.file_name().and_then(|name| name.to_str()).filter(|_| real.starts_with(dir)) {
+            if let Some(name) =
+                resolved.file_name().and_then(|name| name.to_str()).filter(|_| resolved.starts_with(dir))
+            {
                 by_name.entry(name.to_owned()).or_default().insert(unit.clone());
             }
         }

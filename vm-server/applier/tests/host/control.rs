@@ -98,7 +98,7 @@ impl Host {
             pending.registration.verify(bundle.installation, &bundle.token, &bundle.applier_secret).unwrap();
         std::fs::create_dir_all(root.join("run/private")).unwrap();
         let listener = UnixListener::bind(root.join("run/private/applier.sock")).unwrap();
-        let mut host = Self {
+        let host = Self {
             dir,
             installation: bundle.installation,
             key,
@@ -224,6 +224,7 @@ impl Host {
         self.up();
     }
 
+    #[expect(clippy::unused_self, reason = "reads like the other questions to a host")]
     pub(crate) fn set(&self) -> SetName {
         SetName::new("db").unwrap()
     }

@@ -51,6 +51,19 @@ fn sets_come_back_after_a_boot_without_the_control_plane() {
 }
 
 #[test]
+fn a_set_that_policy_dropped_comes_back_after_a_boot_too() {
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.kill();
+    host.write_policy("");
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    host.up();
+    assert_eq!(host.ask(1).sets[&host.set()].current, Some(v(1)));
+    assert_eq!(host.current("password"), Some(secret(1)));
+}
+
+#[test]
 fn two_appliers_cannot_run_on_one_state() {
     let mut host = Host::new("");
     host.up();
@@ -117,7 +130,6 @@ fn rotation(die_at: Option<usize>) -> (Host, usize) {
             assert!(found == Some(secret(1)) || found == Some(secret(2)), "step {die_at:?}: {found:?}");
             host.environment.retain(|(name, _)| name != "ESO_FAILPOINT");
             host.up();
-            up = true;
         }
         question += 1;
         let next = next_order(&host, question);
@@ -153,13 +165,12 @@ fn next_order(host: &Host, question: u64) -> Option<protocol::Frame> {
     } else {
         None
     };
-    let payload = match kind {
-        Some(kind) => host.payload(2, kind),
-        None => {
-            let mut payload = host.payload(2, activate(2));
-            payload.body = Body::Ask(Ask { questions: [(host.set(), question)].into() });
-            payload
-        }
+    let payload = if let Some(kind) = kind {
+        host.payload(2, kind)
+    } else {
+        let mut payload = host.payload(2, activate(2));
+        payload.body = Body::Ask(Ask { questions: [(host.set(), question)].into() });
+        payload
     };
     Some(host.sign(&payload))
 }
