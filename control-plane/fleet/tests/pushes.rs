@@ -416,7 +416,8 @@ async fn a_black_hole_costs_its_deadline_and_nobody_elses() {
     let installation = Installation::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let good = Host::start(&installation, Manner::Good).await;
-    let (fleet, _notices) = installation.fleet(Settings { dial_ms_max: 1_500, push_ms_max: 10_000, ..settings() });
+    let (fleet, _notices) =
+        installation.fleet(Settings { dial_ms_max: 1_500, push_ms_max: 10_000, ..settings() });
     let lost = HostAddress { host: HostId([1; 32]), ..good.at(listener.local_addr().unwrap()) };
     let (order, right) = ([installation.order(good.id)], good.address());
     let (swallowed, answered) = tokio::join!(fleet.push(&lost, &order), fleet.push(&right, &order));
