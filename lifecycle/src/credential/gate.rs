@@ -304,14 +304,13 @@ fn adopted(look: &Look<'_>, tell: &mut Tell<'_>) {
             tell.say(Some(id), || "it has never reported".into());
             continue;
         };
-        if report.adopted.is_some() && report.adopted == report.current {
-            continue;
-        }
         let through = |state: ConsumerState| {
             state == ConsumerState::Settled || (state == ConsumerState::Idle && idle_adopts)
         };
         let late: Vec<_> = report.consumers.iter().filter(|(_, c)| !through(c.state)).collect();
-        if late.is_empty() && (report.consumers.is_empty() || report.permitted != report.current) {
+        let adopted = report.current.is_some() && report.adopted == report.current;
+        let idle = idle_adopts && !report.consumers.is_empty() && report.permitted == report.current;
+        if late.is_empty() && !adopted && !idle {
             tell.say(Some(id), || "the current version is not adopted there".into());
         }
         for (name, consumer) in late {

@@ -12,9 +12,22 @@ use crate::id::{EffectId, Millis, TargetId, Version};
 /// A target's own policy does not admit the set. Stops no rollout: what the target has is withdrawn.
 pub(crate) const NOT_IN_POLICY: &str = "not_in_policy";
 
-/// Refusals that say nothing about the version: the order is sent again, or the target flips when told.
-const PASSING: [&str; 6] =
-    ["clock_off", "expired", "replay", "older_generation", "other_epoch", NOT_IN_POLICY];
+/// Refusals that say nothing about the version: the order is sent again in its turn, or the target flips when told.
+const PASSING: [&str; 13] = [
+    "clock_off",
+    "disarmed",
+    "expired",
+    "flip_failed",
+    "horizon",
+    "in_use",
+    "late",
+    "not_current",
+    "not_staged",
+    "old_epoch",
+    "older_generation",
+    "stranger_epoch",
+    NOT_IN_POLICY,
+];
 
 impl Credential {
     /// Starts a rollout for the wish that waits, when one may start.

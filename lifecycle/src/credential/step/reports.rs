@@ -5,7 +5,7 @@ use crate::credential::Credential;
 use crate::credential::event::TargetKind;
 use crate::credential::state::{Kept, Phase, Target, shows_live};
 use crate::id::{EffectId, Generation, Millis, TargetId, Version};
-use crate::report::SetReport;
+use crate::report::{ConsumerState, SetReport};
 
 impl Credential {
     pub(super) fn connect(&mut self, id: TargetId, connected: bool, turn: &Turn) {
@@ -125,7 +125,8 @@ impl Target {
         self.flips.retain(|version, generation| !flip_is_over(&report, *version, *generation));
         self.gone.extend(&report.gone);
         self.gone.retain(|version| !shows_live(&report, *version));
-        if let Some(adopted) = report.adopted {
+        let settled = report.consumers.values().all(|consumer| consumer.state == ConsumerState::Settled);
+        if let Some(adopted) = report.adopted.filter(|_| settled) {
             self.healthy.retain(|version| *version != adopted);
             self.healthy.push(adopted);
         }
