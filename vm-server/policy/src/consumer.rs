@@ -167,7 +167,6 @@ impl Window {
     /// Whether it is open at this second since 1970, UTC.
     pub const fn is_open(&self, unix_seconds: u64) -> bool {
         let day = unix_seconds / 86_400;
-        #[expect(clippy::cast_possible_truncation, reason = "a minute of the day is below 1440")]
         let minute = (unix_seconds % 86_400 / 60) as u16;
         if self.from_minute < self.to_minute {
             return self.days.has(day) && self.from_minute <= minute && minute < self.to_minute;

@@ -91,13 +91,11 @@ impl HostPolicy {
 }
 
 fn merge<'d>(into: &mut Option<Section<'d>>, section: Section<'d>) -> Result<(), PolicyError> {
-    match into {
-        Some(first) => first.merge(section),
-        None => {
-            *into = Some(section);
-            Ok(())
-        }
+    if let Some(first) = into {
+        return first.merge(section);
     }
+    *into = Some(section);
+    Ok(())
 }
 
 fn read_all(dir: &Path) -> Result<Vec<Document>, PolicyError> {
@@ -298,18 +296,18 @@ fn read_controllers(list: &Value<'_>) -> Result<Vec<String>, PolicyError> {
         .iter()
         .map(|item| {
             let text = item.text()?;
-            match text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-                true => Err(item.error("is not an installation id: `esoctl status` shows it")),
-                false => Ok(text.to_owned()),
+            if text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return Err(item.error("is not an installation id: `esoctl status` shows it"));
             }
+            Ok(text.to_owned())
         })
         .collect::<Result<Vec<_>, _>>()?;
-    match controllers.is_empty() {
-        true => Err(list.error(
+    if controllers.is_empty() {
+        return Err(list.error(
             "names nobody, so nothing could ever be delivered: name an installation, or leave the key out to mean the one that this host is enrolled with",
-        )),
-        false => Ok(controllers),
+        ));
     }
+    Ok(controllers)
 }
 
 fn access(section: &Section<'_>, default: &Access) -> Result<Access, PolicyError> {

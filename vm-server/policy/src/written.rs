@@ -36,7 +36,7 @@ pub(crate) struct Spot<'d> {
     key: String,
 }
 
-impl<'d> Spot<'d> {
+impl Spot<'_> {
     /// An error at this spot.
     pub(crate) fn error(&self, message: impl Into<String>) -> PolicyError {
         self.error_near(message, None)
