@@ -86,8 +86,7 @@ impl Disk {
 
     /// Makes a directory; `false` when it was there.
     pub(crate) fn make_dir(&self, dir: &Dir, name: &str, mode: u32) -> Result<bool, SetError> {
-        let made = self.gate("make_dir").and_then(|()| fs::mkdirat(dir.fd.as_fd(), name, bits(mode)));
-        match made {
+        match self.gate("make_dir").and_then(|()| fs::mkdirat(dir.fd.as_fd(), name, bits(mode))) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
             Err(errno) => Err(SetError::io("make", &dir.at(name))(errno)),
@@ -218,7 +217,8 @@ impl Disk {
 
     /// What lies at a name, not following a link.
     pub(crate) fn entry(&self, dir: &Dir, name: &str) -> Result<Option<(Entry, Stat)>, SetError> {
-        match fs::statat(dir.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW) {
+        let look = || fs::statat(dir.fd.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW);
+        match self.gate("entry").and_then(|()| look()) {
             Ok(stat) => Ok(Some((Entry::of(&stat), stat))),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(SetError::io("look at", &dir.at(name))(errno)),
@@ -227,7 +227,7 @@ impl Disk {
 
     /// Where a link leads; `None` when nothing is there.
     pub(crate) fn target(&self, dir: &Dir, name: &str) -> Result<Option<std::path::PathBuf>, SetError> {
-        match fs::readlinkat(dir.fd.as_fd(), name, Vec::new()) {
+        match self.gate("target").and_then(|()| fs::readlinkat(dir.fd.as_fd(), name, Vec::new())) {
             Ok(target) => {
                 use std::os::unix::ffi::OsStringExt;
                 Ok(Some(std::ffi::OsString::from_vec(target.into_bytes()).into()))
@@ -241,6 +241,7 @@ impl Disk {
     pub(crate) fn names(&self, dir: &Dir) -> Result<Vec<String>, SetError> {
         let failed = || SetError::io("list", &dir.path);
         let mut names = Vec::new();
+        self.gate("names").map_err(failed())?;
         for entry in fs::Dir::read_from(dir.fd.as_fd()).map_err(failed())? {
             let entry = entry.map_err(failed())?;
             match entry.file_name().to_str() {

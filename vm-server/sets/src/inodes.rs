@@ -10,7 +10,8 @@ use crate::error::SetError;
 /// How many inodes a set's file system has in use, and how many we can account for.
 ///
 /// On a tmpfs an unlinked file stays counted while any descriptor (open, `O_PATH`, in flight in a socket) or mapping
-/// refers to it. So `used > accounted` means that somebody still has a file that we removed.
+/// refers to it, and its removed directory with it. So `used > accounted` means that somebody still has a file that
+/// we removed; how many files it is cannot be told from the difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inodes {
     /// What the kernel counts.
@@ -20,7 +21,7 @@ pub struct Inodes {
 }
 
 impl Inodes {
-    /// Files that are unlinked and yet in use.
+    /// Inodes that are unlinked and yet in use. A held file counts twice: once more for its directory.
     pub const fn unaccounted(self) -> u64 {
         self.used.saturating_sub(self.accounted)
     }

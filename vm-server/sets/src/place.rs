@@ -73,7 +73,7 @@ impl<'s> Places<'s> {
 
     /// How a place looks, when it should show these files. An error means that it cannot be known.
     pub fn look(&self, place: &Place, files: &[SetFile]) -> Result<PlaceState, SetError> {
-        match self.directory(place)? {
+        match split(&place.path)? {
             None => Ok(PlaceState::Missing),
             Some((dir, name)) => self.look_in(&dir, &name, place, files),
         }
@@ -115,7 +115,7 @@ impl<'s> Places<'s> {
         existing: Existing,
         mark: &mut Mark<'_>,
     ) -> Result<WrittenPlace, SetError> {
-        let Some((dir, name)) = self.directory(place)? else {
+        let Some((dir, name)) = split(&place.path)? else {
             return Err(SetError::io("open", place.directory())(rustix::io::Errno::NOENT));
         };
         let found = self.look_in(&dir, &name, place, files)?;
@@ -232,10 +232,6 @@ impl<'s> Places<'s> {
             self.disk.sync(dir.fd.as_fd(), &dir.path)?;
         }
         Ok(ours)
-    }
-
-    fn directory(&self, place: &Place) -> Result<Option<(Dir, String)>, SetError> {
-        split(&place.path)
     }
 }
 

@@ -159,10 +159,10 @@ impl SetDir {
         let making = format!("{NEW}{name}");
         self.disk.remove_dir(&self.dir, &making)?;
         let staged = self.write_version(&making, files, policy, mark).and_then(|()| {
-            match self.disk.rename_new(&self.dir, &making, &name)? {
-                true => self.disk.sync(self.dir.fd.as_fd(), &self.dir.path),
-                false => Err(SetError::Foreign(self.dir.path.join(&name))),
+            if !self.disk.rename_new(&self.dir, &making, &name)? {
+                return Err(SetError::Foreign(self.dir.path.join(&name)));
             }
+            self.disk.sync(self.dir.fd.as_fd(), &self.dir.path)
         });
         if staged.is_err() {
             // What stays when this fails too is removed by the next try or by `recover`.
