@@ -229,7 +229,7 @@ fn http(page: &Http, limit: Duration) -> Result<(), String> {
     )
     .map_err(failed)?;
     let mut answer = Vec::new();
-    let mut bytes = stream.take(ANSWER_BYTES_MAX).bytes();
+    let mut bytes = std::io::BufReader::new(stream.take(ANSWER_BYTES_MAX)).bytes();
     while let Some(byte) = bytes.next().transpose().map_err(failed)? {
         if byte == b'\n' {
             break;

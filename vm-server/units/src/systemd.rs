@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -264,6 +264,44 @@ impl Systemd {
         message.body().deserialize().map_err(|error| malformed(unit, &error))
     }
 
+    /// Each loaded service with the files that systemd reads for it: `EnvironmentFile=` and `LoadCredential=`, as
+    /// written there. A service that goes away meanwhile is left out.
+    pub async fn files_read_for_services(&self) -> Result<Vec<(String, PathBuf)>, UnitError> {
+        type Listed = (
+            String,
+            String,
+            String,
+            String,
+            String,
+            String,
+            OwnedObjectPath,
+            u32,
+            String,
+            OwnedObjectPath,
+        );
+        let (all, no_states) = ("*.service", Vec::<&str>::new());
+        let call = (PATH, MANAGER, "ListUnitsByPatterns");
+        let message = self.call("list", all, call, &(no_states, vec![all])).await?;
+        let listed: Vec<Listed> = message.body().deserialize().map_err(|error| malformed(all, &error))?;
+        let mut files = Vec::new();
+        for (unit, _, load, _, _, _, path, ..) in listed {
+            if load != "loaded" {
+                continue;
+            }
+            match self.properties(&unit, path.as_str(), SERVICE).await {
+                Ok(service) => {
+                    let named = pairs::<bool>(&service, "EnvironmentFiles").into_iter().map(|(file, _)| file);
+                    let credentials = pairs::<String>(&service, "LoadCredential").into_iter();
+                    let named = named.chain(credentials.map(|(_, file)| file));
+                    files.extend(named.map(|file| (unit.clone(), PathBuf::from(file))));
+                }
+                Err(UnitError::Vanished { .. } | UnitError::Systemd { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(files)
+    }
+
     /// Forgets that a unit failed, so that its start limit does not refuse the next start.
     pub(crate) async fn reset_failed(&self, unit: &str) -> Result<(), UnitError> {
         let call = (PATH, MANAGER, "ResetFailedUnit");
@@ -405,6 +443,15 @@ where
 fn texts(properties: &Properties, key: &str) -> Vec<String> {
     let value = properties.get(key).and_then(|value| value.try_clone().ok());
     value.and_then(|value| Vec::<String>::try_from(value).ok()).unwrap_or_default()
+}
+
+/// A list of a text and something beside it.
+fn pairs<T>(properties: &Properties, key: &str) -> Vec<(String, T)>
+where
+    Vec<(String, T)>: TryFrom<OwnedVariant>,
+{
+    let value = properties.get(key).and_then(|value| value.try_clone().ok());
+    value.and_then(|value| Vec::<(String, T)>::try_from(value).ok()).unwrap_or_default()
 }
 
 fn invocation(general: &Properties) -> Option<LifeId> {
