@@ -11,7 +11,8 @@
 //!
 //! One turn of the caller's loop, on a thread that may wait:
 //!
-//! 1. [`Taking::begin`], then [`Proc::look`]: takes the events and reads who their readers are before they are gone;
+//! 1. [`Taking::begin`], then [`Proc::take`]: takes the events and reads who their readers are before they are gone, so
+//!    nothing else should delay it; then [`Proc::table`];
 //! 2. [`Evidence::observe`] and [`Evidence::refresh`] of each set, with that look's table;
 //! 3. the state into the journal if either said that it changed, then [`Taking::journaled`].
 //!

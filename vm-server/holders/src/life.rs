@@ -298,7 +298,9 @@ fn is_older(process: &Process, began: Option<Millis>, table: &Table) -> bool {
     if table.began(process.id) >= began {
         return false;
     }
-    let fresh = process.session == process.id.pid && process.parent == 1;
+    // Its child leads a session of its own, or has not got that far yet.
+    let of_pid_1 = table.processes.get(&1).is_some_and(|first| first.session == process.session);
+    let fresh = process.parent == 1 && (process.session == process.id.pid || of_pid_1);
     table.began_before(process.id) <= began || !fresh
 }
 

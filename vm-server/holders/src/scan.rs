@@ -53,9 +53,31 @@ pub struct Look {
 }
 
 impl Look {
-    /// Whether somebody escaped us, so that [`Detail::Reach`] is worth its cost.
-    pub fn has_gap(&self) -> bool {
-        !self.lost.is_empty() || self.sightings.iter().any(|seen| matches!(seen.reader, Reader::Vanished))
+    /// How much of each process has to be read beside it: more when somebody escaped us.
+    pub fn detail(&self) -> Detail {
+        let vanished = |seen: &Sighting| matches!(seen.reader, Reader::Vanished);
+        let gap = !self.lost.is_empty() || self.sightings.iter().any(vanished);
+        if gap { Detail::Reach } else { Detail::Lives }
+    }
+
+    /// Nothing was taken.
+    pub fn is_empty(&self) -> bool {
+        self.sightings.is_empty() && self.lost.is_empty()
+    }
+
+    /// Adds what was taken after this.
+    pub fn join(&mut self, later: Self) {
+        self.began = self.began.max(later.began);
+        self.sightings.extend(later.sightings);
+        self.lost.extend(later.lost);
+        self.drained = later.drained;
+        self.exact_ended |= later.exact_ended;
+    }
+
+    /// Whether PID 1 read something: it does so for a unit.
+    pub fn has_pid_1(&self) -> bool {
+        let by_pid_1 = |seen: &Sighting| matches!(&seen.reader, Reader::Seen(lineage) if lineage.first().is_some_and(|reader| reader.id.pid == 1));
+        self.sightings.iter().any(by_pid_1)
     }
 }
 
@@ -160,8 +182,8 @@ impl Proc {
         (number_of(&pidfd) == Some(pid)).then_some(process)
     }
 
-    /// Takes what the kernel has queued, reads who it was before they are gone, and then all processes.
-    pub fn look(&mut self, group: &Group, exact: Option<&mut Exact>) -> (Look, Table) {
+    /// Takes what the kernel has queued and reads who it was, before they are gone.
+    pub fn take(&mut self, group: &Group, exact: Option<&mut Exact>) -> Look {
         let mut look = Look { began: boot_clock(), ..Look::default() };
         let mut known: HashMap<i32, Reader> = HashMap::new();
         let mut notified: Vec<(i32, Sighting)> = Vec::new();
@@ -190,7 +212,13 @@ impl Proc {
             sighting.reader != Reader::Vanished || !shown.contains_key(&(*pid, sighting.inode))
         });
         look.sightings.extend(news.map(|(_, sighting)| sighting));
-        let table = self.table(if look.has_gap() { Detail::Reach } else { Detail::Lives });
+        look
+    }
+
+    /// Takes what the kernel has queued, and then all processes.
+    pub fn look(&mut self, group: &Group, exact: Option<&mut Exact>) -> (Look, Table) {
+        let look = self.take(group, exact);
+        let table = self.table(look.detail());
         (look, table)
     }
 

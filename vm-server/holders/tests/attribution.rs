@@ -575,14 +575,14 @@ fn a_word_is_believed_only_from_the_consumer_itself_and_where_policy_trusts_it()
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let (web, db) = (world.table.processes[&100].clone(), world.table.processes[&200].clone());
     let dropped = BTreeSet::from([OLD]);
-    let word =
+    let speak =
         |evidence: &mut Evidence, of: &str, peer| evidence.word(&name(of), peer, NEW, &dropped, &scene);
     let evidence = &mut world.evidence;
-    assert!(matches!(word(evidence, "nobody", &web), Err(Disbelieved::NotAConsumer(_))));
-    assert!(matches!(word(evidence, "db", &db), Err(Disbelieved::NotTrusted(_))));
-    assert!(matches!(word(evidence, "web", &db), Err(Disbelieved::SomebodyElse { .. })));
+    assert!(matches!(speak(evidence, "nobody", &web), Err(Disbelieved::NotAConsumer(_))));
+    assert!(matches!(speak(evidence, "db", &db), Err(Disbelieved::NotTrusted(_))));
+    assert!(matches!(speak(evidence, "web", &db), Err(Disbelieved::SomebodyElse { .. })));
     assert!(!evidence.is_free(OLD));
-    word(evidence, "web", &web).unwrap();
+    speak(evidence, "web", &web).unwrap();
     assert!(evidence.is_free(OLD));
     assert_eq!(evidence.holders(NEW)[0].evidence, Kind::Reported);
     // It was not true: it reads the old one again.

@@ -144,6 +144,14 @@ impl Group {
         Ok(info.lines().filter_map(parse_mark).collect())
     }
 
+    /// Whether [`Group::read`] would take something now.
+    pub fn has_events(&self) -> bool {
+        let mut polled = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // In doubt it has.
+        rustix::event::poll(&mut polled, Some(&at_once)).map_or(true, |ready| ready > 0)
+    }
+
     /// Takes what is queued, never waits. Call again unless the batch says that it [drained](Batch::drained) the
     /// queue. Events are consumed: one that is not recorded is lost for ever.
     pub fn read(&self) -> Batch {
