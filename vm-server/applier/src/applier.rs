@@ -18,7 +18,7 @@ use crate::input::Input;
 use crate::journal::JournalError;
 use crate::keep::{Identity, Keeper};
 use crate::record::{HostRecord, Record, RecordRef, SetRecord};
-use crate::reporting::Sent;
+use crate::reporting::{NUMBERS_RESERVED, Sent};
 use crate::set::Set;
 use crate::tools::Tools;
 use crate::watch::Watch;
@@ -111,12 +111,17 @@ impl Applier {
         }
         for (name, set) in &mut self.sets {
             set.policy = self.policy.set(name).cloned();
-            set.start(&mut self.tools, rebooted)?;
+            if let Err(error) = set.start(&mut self.tools, rebooted) {
+                self.tools.notice("journal", name.as_str(), error.to_string());
+            }
         }
         // Only now: a crash before has to make everything again.
-        self.host.boot_id = boot_id;
+        if self.sets.values().all(|set| set.unstarted.is_none()) {
+            self.host.boot_id = boot_id;
+        }
+        self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
         self.keep_host()?;
-        self.tell_policy()?;
+        self.tell_policy();
         self.observe();
         self.look_again();
         Ok(())
@@ -246,7 +251,7 @@ impl Applier {
         let busy = self
             .sets
             .values()
-            .any(|set| set.has_old_versions() || set.unkept || set.machine().has_open_flip());
+            .any(|set| set.has_old_versions() || set.is_behind() || set.machine().has_open_flip());
         busy.then(|| self.looked + LOOK_BUSY)
     }
 
@@ -292,6 +297,7 @@ impl Applier {
     }
 
     fn observe_and_recheck(&mut self) {
+        self.looked = Instant::now();
         let changed = self.tools.changed;
         self.tools.changed = false;
         self.observe();
@@ -308,7 +314,7 @@ impl Applier {
         }
         for set in self.sets.values_mut() {
             let open =
-                set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.unkept;
+                set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.is_behind();
             if open && let Err(error) = set.give(&mut self.tools, HostEvent::Recheck) {
                 tracing::error!(set = %set.name, %error, "not in the journal yet");
             }
@@ -328,7 +334,6 @@ impl Applier {
 
     /// Looks at readers, processes and consumers, and brings every set's evidence up to date.
     pub(crate) fn observe(&mut self) {
-        self.looked = Instant::now();
         let (look, table) = self.tools.witness.look();
         self.tools.view = View { table, ..View::default() };
         if look.has_pid_1() {
@@ -371,7 +376,7 @@ impl Applier {
                 let _ = set.keep(&mut self.tools);
             }
         }
-        if self.sets.values().all(|set| !set.unkept) {
+        if self.sets.values().all(|set| !set.is_behind()) {
             self.tools.witness.journaled();
         }
         for (name, event) in mixed {
@@ -463,9 +468,7 @@ impl Applier {
                 }
                 tracing::info!("the policy changed");
                 self.policy = policy;
-                if let Err(error) = self.tell_policy() {
-                    self.tools.notice("journal", "policy", error.to_string());
-                }
+                self.tell_policy();
             }
             Err(error) => {
                 let message = format!("{error}; the policy before stays in force");
@@ -474,14 +477,16 @@ impl Applier {
         }
     }
 
-    fn tell_policy(&mut self) -> Result<(), JournalError> {
+    fn tell_policy(&mut self) {
         for name in self.policy.sets.keys() {
             if !self.sets.contains_key(name) {
                 self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
             }
         }
         for (name, set) in &mut self.sets {
-            set.policy(&mut self.tools, self.policy.set(name).cloned())?;
+            if let Err(error) = set.policy(&mut self.tools, self.policy.set(name).cloned()) {
+                self.tools.notice("journal", name.as_str(), error.to_string());
+            }
         }
         let places = self.policy.sets.values().flat_map(|set| &set.places);
         let mut directories: Vec<&Path> = places.map(host_policy::Place::directory).collect();
@@ -489,7 +494,6 @@ impl Applier {
             self.policy.sets.keys().map(|name| self.tools.daemon.sets_dir().join(name.as_str())).collect();
         directories.extend(sets.iter().map(PathBuf::as_path));
         self.watch.follow(&self.config, directories);
-        Ok(())
     }
 }
 

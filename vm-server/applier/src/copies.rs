@@ -76,8 +76,7 @@ impl Copies {
     /// Unlinks a copy. Nothing to do when there is none.
     pub(crate) fn unlink(&self, set: &SetName, version: Version) -> Result<(), CopyError> {
         let path = self.path(set, version);
-        failpoint::step("copy.unlink");
-        let removed = match std::fs::remove_file(&path) {
+        let removed = match failpoint::check("copy.unlink").and_then(|()| std::fs::remove_file(&path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             other => other.and_then(|()| crate::journal::sync_dir(&path)),
         };

@@ -31,6 +31,9 @@ pub enum JournalError {
         /// What the system said.
         source: io::Error,
     },
+    /// A set cannot be looked at yet, so nothing is written about it.
+    #[error("what lies here of {0} cannot be looked at yet: see the notices of this host")]
+    Unready(lifecycle::SetName),
     /// Another applier has it.
     #[error("the journal {} is in use by another applier: stop it first", .0.display())]
     Locked(PathBuf),
@@ -85,9 +88,10 @@ impl Journal {
 
     /// Appends a record and makes it durable.
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), JournalError> {
-        failpoint::step("journal.append");
         let record = record(payload);
-        let written = self.file.write_all(&record).and_then(|()| self.file.sync_data());
+        let written = failpoint::check("journal.append")
+            .and_then(|()| self.file.write_all(&record))
+            .and_then(|()| self.file.sync_data());
         if let Err(source) = written {
             // Whatever of it lies there must not stand before the next record.
             let _ = self.file.set_len(self.bytes);
@@ -132,7 +136,7 @@ impl Journal {
             }
             file.write_all(&content)?;
             file.sync_all()?;
-            failpoint::step("journal.replace");
+            failpoint::check("journal.replace")?;
             std::fs::rename(&new, &self.path)?;
             sync_dir(&self.path)?;
             Ok((file, content.len() as u64))

@@ -176,12 +176,12 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), KeepError> 
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    failpoint::step("file.write");
     let written = (|| {
+        failpoint::check("file.write")?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(content)?;
         file.sync_all()?;
-        failpoint::step("file.rename");
+        failpoint::check("file.rename")?;
         std::fs::rename(&new, path)?;
         sync_dir(path)
     })();

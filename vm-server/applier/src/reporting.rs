@@ -13,7 +13,7 @@ use crate::clock;
 use crate::keep::Keeper;
 
 /// How many numbers are reserved with one record of the journal.
-const NUMBERS_RESERVED: u64 = 256;
+pub(crate) const NUMBERS_RESERVED: u64 = 256;
 /// The shortest time between two reports that nobody asked for.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long the first acknowledgement is waited for before the report is sent again; the wait doubles.
@@ -41,9 +41,9 @@ impl Applier {
         let mut sets = BTreeMap::new();
         let names: Vec<SetName> = self.sets.keys().cloned().collect();
         for name in names {
-            // What is not in the journal is not said.
-            let report = self.set_report(&name, sequence)?;
-            sets.insert(name, report);
+            if let Some(report) = self.set_report(&name, sequence) {
+                sets.insert(name, report);
+            }
         }
         let report = Report {
             installation: self.anchor.installation,
@@ -80,14 +80,20 @@ impl Applier {
     }
 
     fn next_number(&mut self) -> Option<u64> {
-        if self.next_sequence >= self.host.reports_below {
+        // Early, so that a journal without room for a while keeps no report from being made.
+        if self.next_sequence + NUMBERS_RESERVED / 2 >= self.host.reports_below {
             let before = self.host.reports_below;
             self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
-            if let Err(error) = self.keep_host() {
-                self.host.reports_below = before;
-                self.tools.notice("journal", "host", error.to_string());
-                return None;
+            match self.keep_host() {
+                Ok(()) => self.tools.unnotice("journal", "host"),
+                Err(error) => {
+                    self.host.reports_below = before;
+                    self.tools.notice("journal", "host", error.to_string());
+                }
             }
+        }
+        if self.next_sequence >= self.host.reports_below {
+            return None;
         }
         let number = self.next_sequence;
         self.next_sequence += 1;
@@ -97,17 +103,20 @@ impl Applier {
     fn set_report(&mut self, name: &SetName, sequence: u64) -> Option<SetReport> {
         let set = self.sets.get_mut(name)?;
         let (named, faults) = (set.record.evidence.clone(), set.record.place_faults.clone());
-        let mut report = set.machine().report();
+        let holders = set.record.evidence.all_holders();
+        let gaps = set.record.evidence.gaps(sequence, &self.tools.view.table);
+        let places = set.faults(sequence);
+        let newly_named = named != set.record.evidence || faults != set.record.place_faults;
+        if newly_named || set.unkept {
+            // A name that is not kept is given to nothing else: it has the report's number in it.
+            let _ = set.keep(&mut self.tools);
+        }
+        // What is not in the journal is not said.
+        let mut report = set.kept.report();
         report.sequence = sequence;
         report.epoch = self.host.epoch;
         report.evidence = evidence_of(set);
-        report.holders = set.record.evidence.all_holders();
-        report.gaps = set.record.evidence.gaps(sequence, &self.tools.view.table);
-        report.places = set.faults(sequence);
-        let newly_named = named != set.record.evidence || faults != set.record.place_faults;
-        if (newly_named || set.unkept) && set.keep(&mut self.tools).is_err() {
-            return None;
-        }
+        (report.holders, report.gaps, report.places) = (holders, gaps, places);
         Some(report)
     }
 

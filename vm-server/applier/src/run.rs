@@ -164,8 +164,7 @@ fn disk() -> sets::Disk {
     struct Counted;
     impl sets::Gate for Counted {
         fn before(&self, operation: &'static str) -> Result<(), io::Error> {
-            crate::failpoint::step(operation);
-            Ok(())
+            crate::failpoint::check(operation)
         }
     }
     sets::Disk::gated(Arc::new(Counted))

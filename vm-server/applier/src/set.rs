@@ -34,6 +34,12 @@ pub(crate) struct Set {
     pub(crate) places_due: bool,
     /// The version that the places were last made to show.
     pub(crate) shown_in_places: Option<Version>,
+    /// What the journal has of the machine: nothing else is said.
+    pub(crate) kept: SetState,
+    /// Events that could not be journalled, and so have not happened yet.
+    deferred: Vec<HostEvent>,
+    /// What lies here could not be looked at yet since our start, which was after a boot or not.
+    pub(crate) unstarted: Option<bool>,
     /// Whether the record differs from what the journal has, since writing it failed.
     pub(crate) unkept: bool,
 }
@@ -42,6 +48,9 @@ impl Set {
     pub(crate) fn new(name: SetName, record: SetRecord) -> Self {
         Self {
             name,
+            kept: record.machine.clone(),
+            deferred: Vec::new(),
+            unstarted: None,
             record,
             policy: None,
             dir: None,
@@ -80,25 +89,32 @@ impl Set {
         tools: &mut Tools,
         event: HostEvent,
     ) -> Result<Option<Answer>, JournalError> {
-        let mut answer = None;
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            let asked = matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. });
-            let ticked = matches!(event, HostEvent::Tick);
-            self.foresee(&event);
-            let (state, effects) =
-                host::step(self.record.machine.clone(), HostInput { boot: crate::clock::boot() }, event);
-            if state != self.record.machine {
-                let before = std::mem::replace(&mut self.record.machine, state);
-                tools.changed = true;
-                // The flip of an armed instant comes first, its record with its outcome.
-                let kept = if ticked { Ok(()) } else { self.keep(tools) };
-                if let (Err(error), true) = (&kept, asked) {
-                    tools.notice("journal", self.name.as_str(), error.to_string());
-                    self.record.machine = before;
-                    return kept.map(|()| None);
-                }
+        if let (Some(rebooted), false) = (self.unstarted, matches!(event, HostEvent::Started { .. })) {
+            self.start(tools, rebooted)?;
+            if self.unstarted.is_some() {
+                return Err(JournalError::Unready(self.name.clone()));
             }
+        }
+        if !matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. } | HostEvent::Tick) {
+            for event in std::mem::take(&mut self.deferred) {
+                self.give_one(tools, event)?;
+            }
+        }
+        let answer = self.give_one(tools, event);
+        if std::mem::take(&mut self.places_due) {
+            self.put_places_right(tools);
+            self.shown_in_places = self.machine().current();
+        }
+        self.await_lives(tools);
+        answer
+    }
+
+    fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
+        let mut answer = None;
+        let ticked = matches!(first, HostEvent::Tick);
+        let mut effects = self.step_first(tools, first)?;
+        let mut events = VecDeque::new();
+        loop {
             let mut outcomes = Vec::new();
             for effect in effects {
                 match effect {
@@ -109,17 +125,49 @@ impl Set {
             for outcome in outcomes.into_iter().rev() {
                 events.push_front(outcome);
             }
+            let Some(outcome) = events.pop_front() else { break };
+            let (state, next) = self.step(&outcome);
+            if state != self.record.machine {
+                self.record.machine = state;
+                tools.changed = true;
+                // What has come about stands, whether it can be journalled now or later.
+                let _ = self.keep(tools);
+            }
+            effects = next;
         }
-        if self.unkept {
-            // Whatever failed to be journalled on the way is tried once more, and by every later event.
+        if self.unkept || ticked {
             let _ = self.keep(tools);
         }
-        if std::mem::take(&mut self.places_due) {
-            self.put_places_right(tools);
-            self.shown_in_places = self.machine().current();
-        }
-        self.await_lives(tools);
         Ok(answer)
+    }
+
+    fn step(&mut self, event: &HostEvent) -> (SetState, Vec<HostEffect>) {
+        self.foresee(event);
+        let input = HostInput { boot: crate::clock::boot() };
+        host::step(self.record.machine.clone(), input, event.clone())
+    }
+
+    /// Takes an event from outside in. What cannot be journalled has not happened: an order is refused, anything else
+    /// comes again. Only the flip of an armed instant goes first, its record with its outcome.
+    fn step_first(&mut self, tools: &mut Tools, event: HostEvent) -> Result<Vec<HostEffect>, JournalError> {
+        let (state, effects) = self.step(&event);
+        if state == self.record.machine {
+            return Ok(effects);
+        }
+        let was_unkept = self.unkept;
+        let before = std::mem::replace(&mut self.record.machine, state);
+        tools.changed = true;
+        if matches!(event, HostEvent::Tick) {
+            return Ok(effects);
+        }
+        let Err(error) = self.keep(tools) else { return Ok(effects) };
+        self.record.machine = before;
+        match event {
+            HostEvent::Order { .. } | HostEvent::Asked { .. } => self.unkept = was_unkept,
+            HostEvent::Started { rebooted, .. } => self.unstarted = Some(rebooted),
+            event => self.deferred.push(event),
+        }
+        Err(error)
     }
 
     /// Makes the record durable, or remembers that it is not.
@@ -127,7 +175,10 @@ impl Set {
         let kept = tools.keep(&self.name, &self.record);
         self.unkept = kept.is_err();
         match &kept {
-            Ok(()) => tools.unnotice("journal", self.name.as_str()),
+            Ok(()) => {
+                self.kept.clone_from(&self.record.machine);
+                tools.unnotice("journal", self.name.as_str());
+            }
             Err(error) => tools.notice("journal", self.name.as_str(), error.to_string()),
         }
         kept
@@ -293,17 +344,27 @@ impl Set {
 
     /// After a start: finds or makes again what should lie here, and tells the machine.
     pub(crate) fn start(&mut self, tools: &mut Tools, rebooted: bool) -> Result<(), JournalError> {
-        let (mut link, mut files) = (None, BTreeSet::new());
+        self.unstarted = Some(rebooted);
+        let mut found = (None, BTreeSet::new());
         if !self.machine().known().is_empty() || self.policy.is_some() {
             match self.find(tools) {
-                Ok(found) => (link, files) = found,
-                Err(error) => tools.notice("set", self.name.as_str(), error.to_string()),
+                Ok(all) => found = all,
+                // Not knowing is not the same as finding nothing: it is tried again, and nothing is done before.
+                Err(error) => {
+                    tools.notice("set", self.name.as_str(), error.to_string());
+                    return Ok(());
+                }
             }
         }
+        tools.unnotice("set", self.name.as_str());
+        self.unstarted = None;
         self.places_due = true;
+        let (link, files) = found;
         self.resume_evidence(tools, rebooted, link, &files);
         self.give(tools, HostEvent::Started { rebooted, link, files })?;
         self.watch_copies(tools);
+        let rules = self.rules(tools);
+        self.give(tools, HostEvent::Policy(rules))?;
         Ok(())
     }
 
@@ -395,15 +456,21 @@ impl Set {
         tools: &mut Tools,
         policy: Option<SetPolicy>,
     ) -> Result<(), JournalError> {
-        let may = |policy: &SetPolicy| policy.may_deliver(&tools.installation.to_string());
-        let rules = policy.as_ref().filter(|policy| may(policy)).map(rules_of);
         if self.policy != policy {
             self.policy = policy;
             self.places_due = true;
             tools.changed = true;
         }
-        self.give(tools, HostEvent::Policy(rules))?;
+        if self.unstarted.is_none() {
+            let rules = self.rules(tools);
+            self.give(tools, HostEvent::Policy(rules))?;
+        }
         Ok(())
+    }
+
+    fn rules(&self, tools: &Tools) -> Option<Rules> {
+        let may = |policy: &&SetPolicy| policy.may_deliver(&tools.installation.to_string());
+        self.policy.as_ref().filter(may).map(rules_of)
     }
 
     /// Has the next lives of those watched that begin them by themselves.
@@ -413,6 +480,11 @@ impl Set {
             Some((consumer, was))
         });
         tools.tasks.await_lives(&self.name, awaited.collect());
+    }
+
+    /// Whether something has to be tried again until it works.
+    pub(crate) const fn is_behind(&self) -> bool {
+        self.unkept || self.unstarted.is_some() || !self.deferred.is_empty()
     }
 
     /// Whether consumers have to be looked at: somebody could hold a version that is not the current one.

@@ -281,7 +281,9 @@ impl Host {
         let push = self.pushes;
         let message = ToApplier::Orders { push, frames }.to_bytes().unwrap();
         self.stream.as_mut()?.write_all(&message).ok()?;
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "a push is not answered: {:#?}", self.report);
             match self.read()? {
                 FromApplier::Answer { push: answered, report } if answered == push => {
                     return Some(self.take(&report));

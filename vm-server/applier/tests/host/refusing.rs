@@ -205,3 +205,91 @@ fn a_set_that_policy_dropped_is_still_served() {
     }
     assert_eq!(host.current("password"), before.values().find(|text| text.contains("version-1")).cloned());
 }
+
+#[test]
+fn an_owner_that_does_not_exist_leaves_a_whole_working_set() {
+    let mut host = on_one();
+    let before = host.disk();
+    host.write_policy(&POLICY.replace("[set.db]", "[set.db]\nowner = \"no-such-user-here\""));
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    let mut generation = 6;
+    loop {
+        match host.try_order(generation, stage(2)) {
+            Err(code) => break assert_eq!(code, "no_such_owner"),
+            Ok(()) => host.order(generation, OrderKind::Discard { version: v(2) }),
+        };
+        generation += 1;
+        assert!(std::time::Instant::now() < deadline, "the new policy is not taken");
+    }
+    assert_eq!(host.disk(), before);
+    assert_eq!(host.db().current, Some(v(1)));
+}
+
+#[test]
+fn a_journal_without_room_takes_no_order_and_keeps_a_whole_working_set() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root, and CI must have it");
+        eprintln!("left out: a full disk needs root to be made");
+        return;
+    }
+    let mut host = on_one();
+    host.kill();
+    // The applier's state moves to a file system that is nearly full.
+    let state = host.root().join("state/applier");
+    let moved = host.root().join("state/moved");
+    std::fs::rename(&state, &moved).unwrap();
+    std::fs::create_dir(&state).unwrap();
+    let _full = Full::mount(&state);
+    for entry in std::fs::read_dir(&moved).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(state.join(entry.file_name())).unwrap();
+            for copy in std::fs::read_dir(entry.path()).unwrap() {
+                let copy = copy.unwrap();
+                std::fs::copy(copy.path(), state.join(entry.file_name()).join(copy.file_name())).unwrap();
+            }
+        } else {
+            std::fs::copy(entry.path(), state.join(entry.file_name())).unwrap();
+        }
+    }
+    host.up();
+    host.ask(1);
+    let ballast = state.join("ballast");
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+    drop(file);
+    let mut refusals = Vec::new();
+    // What little room is left in the last page is used up first.
+    for generation in 6..60 {
+        if let Err(code) = host.try_order(generation, stage(2)) {
+            refusals.push(code);
+            break;
+        }
+        let _ = host.try_order(generation, OrderKind::Discard { version: v(2) });
+    }
+    assert!(refusals.iter().all(|code| code == "not_kept" || code == "copy_failed"), "{refusals:?}");
+    assert!(!refusals.is_empty());
+    assert_eq!(host.current("password"), Some(crate::control::secret(1)));
+    std::fs::remove_file(ballast).unwrap();
+    host.order(70, stage(2));
+    host.order(70, activate(2));
+    assert_eq!(host.current("password"), Some(crate::control::secret(2)));
+    host.kill();
+}
+
+/// A small file system, as long as it is needed.
+struct Full(std::path::PathBuf);
+
+impl Full {
+    fn mount(at: &std::path::Path) -> Self {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", at, "tmpfs", flags, c"size=192k,mode=0700").unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}

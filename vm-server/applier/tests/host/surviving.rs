@@ -78,16 +78,41 @@ fn two_appliers_cannot_run_on_one_state() {
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another applier"));
 }
 
+/// Each run waits most of its time, so several go side by side.
 #[cfg(feature = "failpoints")]
 const SIDE_BY_SIDE: usize = 6;
+
+/// What happens to the applier on the way.
+#[cfg(feature = "failpoints")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Nothing,
+    /// It is killed at this step.
+    Killed(usize),
+    /// This step fails once.
+    Fails(usize),
+}
 
 /// Kills the applier at each of its persisted steps in turn. The unkilled run says how many there are.
 #[cfg(feature = "failpoints")]
 #[test]
 fn killed_at_every_step_it_ends_the_same_and_restarts_nobody_twice() {
-    let steps = rotation(None).1;
+    let (steps, _) = rotation(Trouble::Nothing);
     assert!(steps > 20, "{steps} steps");
-    // Each run waits most of its time, so several go side by side.
+    for_each(steps, Trouble::Killed);
+}
+
+/// Each step that can fail does so once: a full disk, a directory that is away.
+#[cfg(feature = "failpoints")]
+#[test]
+fn with_every_step_failing_once_it_ends_the_same_and_restarts_nobody_twice() {
+    let (_, checks) = rotation(Trouble::Nothing);
+    assert!(checks > 20, "{checks} steps that can fail");
+    for_each(checks, Trouble::Fails);
+}
+
+#[cfg(feature = "failpoints")]
+fn for_each(steps: usize, trouble: impl Fn(usize) -> Trouble + Sync) {
     let next = std::sync::atomic::AtomicUsize::new(1);
     std::thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE {
@@ -97,51 +122,53 @@ fn killed_at_every_step_it_ends_the_same_and_restarts_nobody_twice() {
                     if step > steps {
                         return;
                     }
-                    let (host, _) = rotation(Some(step));
-                    drop(host);
+                    rotation(trouble(step));
                 }
             });
         }
     });
 }
 
-/// One rotation as a control plane drives it: it looks at each report and orders what is missing. Killed at a step,
-/// the applier is started again and never killed a second time.
+/// One rotation as a control plane drives it: it looks at each report and orders what is missing. An applier that was
+/// killed is started again and never killed a second time. Gives how many steps there were, and how many of them can
+/// fail.
 #[cfg(feature = "failpoints")]
-fn rotation(die_at: Option<usize>) -> (Host, usize) {
+fn rotation(trouble: Trouble) -> (usize, usize) {
     let (mut host, app) = on_one(r#"adopt = "restart""#, "");
     let starts = app.starts();
-    let log = host.root().join("steps");
+    let log = host.root().join("steps.all");
     host.kill();
     host.environment = vec![("ESO_FAILPOINT_LOG".to_owned(), log.display().to_string())];
-    if let Some(step) = die_at {
-        host.environment.push(("ESO_FAILPOINT".to_owned(), step.to_string()));
+    match trouble {
+        Trouble::Nothing => {}
+        Trouble::Killed(step) => host.environment.push(("ESO_FAILPOINT".to_owned(), step.to_string())),
+        Trouble::Fails(step) => host.environment.push(("ESO_FAILPOINT_FAIL".to_owned(), step.to_string())),
     }
     host.start();
     let mut question = 0;
     let mut up = host.try_accept();
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    let deadline = std::time::Instant::now() + 2 * crate::control::PATIENCE;
     loop {
-        assert!(std::time::Instant::now() < deadline, "step {die_at:?} does not end: {:#?}", host.report);
+        assert!(std::time::Instant::now() < deadline, "{trouble:?} does not end: {:#?}", host.report);
         if !up {
             host.kill();
             // Whatever the step was: a reader finds a whole version.
             let found = host.current("password");
-            assert!(found == Some(secret(1)) || found == Some(secret(2)), "step {die_at:?}: {found:?}");
-            host.environment.retain(|(name, _)| name != "ESO_FAILPOINT");
+            assert!(found == Some(secret(1)) || found == Some(secret(2)), "{trouble:?}: {found:?}");
+            // What failed at the start stops the applier, and whoever supervises it starts it again.
+            host.environment.retain(|(name, _)| name == "ESO_FAILPOINT_LOG");
             host.up();
         }
         question += 1;
-        let next = next_order(&host, question);
-        let Some(frame) = next else { break };
+        let Some(frame) = next_order(&host, question) else { break };
         up = host.try_push(vec![frame]).is_some();
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    assert_eq!(app.loaded(), Some(secret(2)), "step {die_at:?}");
-    assert_eq!(app.starts(), starts + 1, "step {die_at:?}: restarted twice");
-    assert!(!host.disk().values().any(|content| content.contains(&secret(1))), "step {die_at:?}");
-    let steps = std::fs::read_to_string(&log).unwrap_or_default().lines().count();
-    (host, steps)
+    assert_eq!(app.loaded(), Some(secret(2)), "{trouble:?}");
+    assert_eq!(app.starts(), starts + 1, "{trouble:?}: restarted twice");
+    assert!(!host.disk().values().any(|content| content.contains(&secret(1))), "{trouble:?}");
+    let lines = |path| std::fs::read_to_string(path).unwrap_or_default().lines().count();
+    (lines(log.clone()), lines(log.with_extension("checked")))
 }
 
 /// What is missing by the newest report; a question where nothing can be done but wait. None at the end.
