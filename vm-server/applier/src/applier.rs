@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use host_policy::{Adopt, HostPolicy};
 use lifecycle::host::{Answer, HostEvent};
-use lifecycle::{ConsumerName, Evidence, SetName};
+use lifecycle::{ConsumerName, Evidence, Millis, SetName};
 use protocol::order::OrderIdentity;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
@@ -28,6 +28,8 @@ use crate::witness::{View, Witness, declared_life};
 const LOOK_BUSY: Duration = Duration::from_millis(200);
 /// How often a seal that was refused for now is tried again although nothing was noticed: a place may be free again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// Before an agreed instant nothing is begun that could wait: all hosts are to flip together.
+const HUSH: Millis = Millis(100);
 /// How long directories are left alone after a change, so that a change of many files is taken as one.
 const QUIET: Duration = Duration::from_millis(60);
 /// How often a seal may ask for another look in a row.
@@ -165,8 +167,10 @@ impl Applier {
                     Err(TryRecvError::Disconnected) => return,
                 };
             }
-            self.do_due();
-            self.send_reports();
+            if !self.is_hushed() {
+                self.do_due();
+                self.send_reports();
+            }
         }
     }
 
@@ -224,7 +228,7 @@ impl Applier {
     fn tick(&mut self) {
         let now = clock::boot();
         for set in self.sets.values_mut() {
-            if set.machine().next_due().is_some_and(|due| due <= now)
+            if set.next_due().is_some_and(|due| due <= now)
                 && let Err(error) = set.give(&mut self.tools, HostEvent::Tick)
             {
                 tracing::error!(set = %set.name, %error, "a flip is not in the journal yet");
@@ -239,12 +243,23 @@ impl Applier {
     fn wait(&self) -> Duration {
         let now = Instant::now();
         let boot = clock::boot();
-        let flips = self.sets.values().filter_map(|set| set.machine().next_due());
+        let flips = self.sets.values().filter_map(|set| set.next_due());
         let flips = flips.map(|due| Duration::from_millis(due.since(boot).0));
+        if self.is_hushed() {
+            return flips.min().unwrap_or_default();
+        }
+        // In time to be quiet before it.
+        let flips = flips.map(|due| due.saturating_sub(Duration::from_millis(HUSH.0)));
         let others = [self.policy_due, self.places_due, self.report_due(), self.look_due()];
         let others = others.into_iter().flatten().chain(self.refresh_due());
         let others = others.map(|due| due.saturating_duration_since(now));
         flips.chain(others).min().unwrap_or(Duration::from_mins(1))
+    }
+
+    /// Whether an agreed instant is near.
+    fn is_hushed(&self) -> bool {
+        let soon = clock::boot().plus(HUSH);
+        self.sets.values().any(|set| set.next_due().is_some_and(|due| due <= soon))
     }
 
     fn look_due(&self) -> Option<Instant> {
@@ -347,6 +362,7 @@ impl Applier {
                 let read = &self.tools.view.read_by_pid_1;
                 rules.pid_1_reads_for = Witness::read_for(read, policy, dir.path());
             }
+            rules.main_pids = self.tools.view.main_pids(&set.name);
             let scene = self.tools.view.scene(&rules);
             let evidence = &mut set.record.evidence;
             let mut changed = evidence.observe(&look, &scene);
@@ -411,7 +427,11 @@ impl Applier {
                         holders::UnitLife { invocation, began: look.began_ms.map(clock::boot_of_monotonic) };
                     self.tools.view.units.insert(unit.as_str().to_owned(), life);
                 }
-                looks.insert((set.name.clone(), consumer.name.clone()), look);
+                let who = (set.name.clone(), consumer.name.clone());
+                if let Ok(units::Look { life: Some(units::LifeId::Process { pid, .. }), .. }) = &look {
+                    self.tools.view.main_pids.insert(who.clone(), *pid);
+                }
+                looks.insert(who, look);
             }
         }
         looks
@@ -427,7 +447,8 @@ impl Applier {
         let Some(set) = self.sets.get_mut(&statement.set) else {
             return refused("no_such_set", format!("this host has no set {}", statement.set));
         };
-        let rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+        let mut rules = self.tools.witness.rules(set.policy.as_ref(), &self.tools.daemon.not_a_consumer);
+        rules.main_pids = self.tools.view.main_pids(&statement.set);
         let scene = self.tools.view.scene(&rules);
         let mut why =
             refused("not_a_consumer", "the host's policy names no such consumer of this set".to_owned());

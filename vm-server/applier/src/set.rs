@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{Evidence, SetName, Version};
+use lifecycle::{Evidence, Millis, SetName, Version};
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
 use zeroize::Zeroizing;
@@ -482,6 +482,11 @@ impl Set {
         tools.tasks.await_lives(&self.name, awaited.collect());
     }
 
+    /// When an agreed flip is due, once it could be carried out.
+    pub(crate) fn next_due(&self) -> Option<Millis> {
+        self.machine().next_due().filter(|_| self.unstarted.is_none())
+    }
+
     /// Whether something has to be tried again until it works.
     pub(crate) const fn is_behind(&self) -> bool {
         self.unkept || self.unstarted.is_some() || !self.deferred.is_empty()
@@ -489,8 +494,7 @@ impl Set {
 
     /// Whether consumers have to be looked at: somebody could hold a version that is not the current one.
     pub(crate) fn has_old_versions(&self) -> bool {
-        let current = self.machine().current();
-        self.machine().known().into_iter().any(|version| Some(version) != current)
+        !self.machine().left_behind().is_empty()
     }
 }
 

@@ -11,7 +11,7 @@ use holders::{
     ConsumerLife, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, Taking, UnitLife, boot_clock,
 };
 use host_policy::{EvidenceMode, PlaceKind, SetPolicy};
-use lifecycle::{Evidence as Kind, Millis, Version};
+use lifecycle::{ConsumerName, Evidence as Kind, Millis, SetName, Version};
 use opens::{Capability, Group, Inode, Queue};
 use rustix::event::{PollFd, PollFlags, poll};
 use units::{Health, LifeId};
@@ -70,6 +70,8 @@ impl Taker {
 pub(crate) struct View {
     pub(crate) table: Table,
     pub(crate) units: BTreeMap<String, UnitLife>,
+    /// The process that each pid file names.
+    pub(crate) main_pids: BTreeMap<(SetName, ConsumerName), i32>,
     /// What PID 1 reads, and for which units.
     pub(crate) read_by_pid_1: Vec<(String, PathBuf)>,
 }
@@ -108,6 +110,12 @@ impl Pins {
 }
 
 impl View {
+    /// The processes that the pid files of a set's consumers name.
+    pub(crate) fn main_pids(&self, set: &SetName) -> BTreeMap<ConsumerName, i32> {
+        let of_set = self.main_pids.iter().filter(|((of, _), _)| of == set);
+        of_set.map(|((_, consumer), pid)| (consumer.clone(), *pid)).collect()
+    }
+
     pub(crate) const fn scene<'a>(&'a self, rules: &'a Rules) -> Scene<'a> {
         Scene { table: &self.table, rules, units: &self.units }
     }
@@ -268,6 +276,9 @@ impl Witness {
             let (Ok(stat), Some(path)) = (rustix::fs::fstat(&file), place.path.to_str()) else { continue };
             let is_known = |file: &File| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
             if evidence.versions().any(|version| evidence.watched(version).any(is_known)) {
+                if let Some(Err(error)) = self.taker().map(|taker| taker.group.mark(&file)) {
+                    tracing::warn!(place = path, %error, "a copy cannot be watched again");
+                }
                 continue;
             }
             let mut mark = self.marker(evidence, pins, current, policy);

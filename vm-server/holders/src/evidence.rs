@@ -372,7 +372,8 @@ impl Evidence {
         if !rule.release.by_word {
             return Err(Disbelieved::NotTrusted(consumer.clone()));
         }
-        if !scene.is_of(rule, peer) {
+        let named = scene.named_by_pid_file(&scene.lineage(peer));
+        if !scene.is_of(rule, peer) || named.is_some_and(|named| named.name != *consumer) {
             return Err(Disbelieved::SomebodyElse { consumer: consumer.clone(), process: peer.describe() });
         }
         let lives: Vec<HolderId> =
@@ -717,7 +718,20 @@ impl Scene<'_> {
 
     /// The consumer that a process, or the nearest of its ancestors that is one, belongs to.
     fn consumer_of(&self, lineage: &[Process]) -> Option<&ConsumerRule> {
-        lineage.iter().find_map(|process| self.rules.consumers.iter().find(|rule| self.is_of(rule, process)))
+        self.named_by_pid_file(lineage).or_else(|| {
+            lineage
+                .iter()
+                .find_map(|process| self.rules.consumers.iter().find(|rule| self.is_of(rule, process)))
+        })
+    }
+
+    /// The same, by what pid files say: several consumers may run one program.
+    fn named_by_pid_file(&self, lineage: &[Process]) -> Option<&ConsumerRule> {
+        lineage.iter().find_map(|process| {
+            self.rules.consumers.iter().find(|rule| {
+                self.rules.main_pids.get(&rule.name) == Some(&process.id.pid) && self.is_of(rule, process)
+            })
+        })
     }
 
     /// A process and its ancestors, as far as they are in the table.

@@ -16,6 +16,9 @@ pub struct Rules {
     /// For each file's name or place, the units whose `EnvironmentFile=` or `LoadCredential=` name it: PID 1 reads
     /// it for them.
     pub pid_1_reads_for: BTreeMap<String, BTreeSet<String>>,
+    /// The process that each consumer's pid file names now, where that is known: tells consumers apart that run the
+    /// same program.
+    pub main_pids: BTreeMap<ConsumerName, i32>,
     /// Our own processes, by number.
     pub ours: BTreeSet<i32>,
     /// Our own mount namespace; 0 where unknown. A program's path says something only within it.
@@ -88,6 +91,7 @@ impl Rules {
             consumers: consumers.collect(),
             exempt: exempt.collect(),
             pid_1_reads_for: BTreeMap::new(),
+            main_pids: BTreeMap::new(),
             ours,
             mount_namespace: crate::scan::own_mount_namespace(),
         }

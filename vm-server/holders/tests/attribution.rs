@@ -590,6 +590,23 @@ fn a_word_is_believed_only_from_the_consumer_itself_and_where_policy_trusts_it()
     assert!(world.holds(OLD));
 }
 
+#[test]
+fn two_consumers_that_run_one_program_speak_each_for_itself() {
+    let mut world = world();
+    let by_word = Release { by_opening: false, by_word: true };
+    for (consumer, pid) in [("billing", 100), ("search", 200)] {
+        world.consumer(consumer, None, Some("/usr/bin/app"), by_word);
+        world.rules.main_pids.insert(name(consumer), pid);
+        world.in_unit(pid, 1, &format!("{consumer}.scope"));
+        world.table.processes.get_mut(&pid).unwrap().exe = "/usr/bin/app".into();
+    }
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    let search = &world.table.processes[&200];
+    let mut speak = |of: &str| world.evidence.word(&name(of), search, NEW, &BTreeSet::new(), &scene);
+    assert!(matches!(speak("billing"), Err(Disbelieved::SomebodyElse { .. })));
+    assert_eq!(speak("search"), Ok(()));
+}
+
 // Declared evidence
 
 fn declared() -> World {

@@ -267,18 +267,8 @@ impl Systemd {
     /// Each loaded service with the files that systemd reads for it: `EnvironmentFile=` and `LoadCredential=`, as
     /// written there. A service that goes away meanwhile is left out.
     pub async fn files_read_for_services(&self) -> Result<Vec<(String, PathBuf)>, UnitError> {
-        type Listed = (
-            String,
-            String,
-            String,
-            String,
-            String,
-            String,
-            OwnedObjectPath,
-            u32,
-            String,
-            OwnedObjectPath,
-        );
+        type Listed =
+            (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
         let (all, no_states) = ("*.service", Vec::<&str>::new());
         let call = (PATH, MANAGER, "ListUnitsByPatterns");
         let message = self.call("list", all, call, &(no_states, vec![all])).await?;

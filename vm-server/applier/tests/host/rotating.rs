@@ -128,3 +128,28 @@ fn reports_are_chained_and_sent_until_they_are_acknowledged() {
     let report = host.until_report("after a restart", |report| report.sequence > sequence);
     assert!(report.acknowledged.is_some(), "the chain survives");
 }
+
+#[test]
+fn an_armed_flip_comes_at_its_instant() {
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    let mut late = Vec::new();
+    for number in 2..7 {
+        host.order(number, stage(number));
+        let sent = Instant::now();
+        host.order(number, arm(number, 300));
+        let link = host.root().join("run/sets/db/..data");
+        let wanted = format!("v1.{number}");
+        while std::fs::read_link(&link).unwrap().to_str() != Some(&wanted) {
+            assert!(sent.elapsed() < crate::control::PATIENCE);
+            std::hint::spin_loop();
+        }
+        let skew = sent.elapsed().as_millis().cast_signed() - 300;
+        assert!(skew >= -20, "{skew} ms before its instant");
+        late.push(skew);
+    }
+    late.sort_unstable();
+    // The machine that runs the tests may be busy for a moment, but not each time.
+    assert!(late[1] <= 20, "late by {late:?} ms");
+}
