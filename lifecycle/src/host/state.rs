@@ -197,6 +197,13 @@ impl SetState {
         self.known.keys().copied().collect()
     }
 
+    /// Versions other than the current one that readers may have found: once armed or ordered to become current, and
+    /// not gone.
+    pub fn left_behind(&self) -> BTreeSet<Version> {
+        let used = self.known.iter().filter(|(_, known)| known.used).map(|(version, _)| *version);
+        used.filter(|version| Some(*version) != self.current()).collect()
+    }
+
     /// The digest under which a version was staged.
     pub fn digest(&self, version: Version) -> Option<&Digest> {
         self.known.get(&version)?.digest.as_ref()

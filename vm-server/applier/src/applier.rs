@@ -243,7 +243,7 @@ impl Applier {
     fn wait(&self) -> Duration {
         let now = Instant::now();
         let boot = clock::boot();
-        let flips = self.sets.values().filter_map(|set| set.next_due());
+        let flips = self.sets.values().filter_map(Set::next_due);
         let flips = flips.map(|due| Duration::from_millis(due.since(boot).0));
         if self.is_hushed() {
             return flips.min().unwrap_or_default();
