@@ -206,6 +206,19 @@ impl Host {
         true
     }
 
+    /// How often its threads have gone to sleep so far.
+    pub(crate) fn sleeps(&self) -> u64 {
+        let pid = self.applier.as_ref().unwrap().id();
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let sleeps = |status: String| {
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        threads
+            .map(|thread| sleeps(std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap()))
+            .sum()
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         self.applier.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }

@@ -153,3 +153,16 @@ fn an_armed_flip_comes_at_its_instant() {
     // The machine that runs the tests may be busy for a moment, but not each time.
     assert!(late[1] <= 20, "late by {late:?} ms");
 }
+
+#[test]
+fn an_idle_applier_sleeps() {
+    let (mut host, _app) = on_one(r#"adopt = "restart""#, "");
+    host.ask(1);
+    // What the last question stirred up settles first.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = host.sleeps();
+    let time = Duration::from_secs(3);
+    std::thread::sleep(time);
+    let wakes = host.sleeps() - before;
+    assert!(wakes < 60, "{wakes} times awake in {time:?}");
+}
