@@ -44,6 +44,8 @@ pub const CAST: [Cast; 4] = [
 /// The hosts' names. The first is the canary.
 pub const HOSTS: [&str; 3] = ["vm-a", "vm-b", "vm-c"];
 
+/// How long a new start of an application may take.
+const START_MS: u64 = 5000;
 /// How long an application must stay healthy on a new version.
 const SETTLE_MS: u64 = 1000;
 
@@ -299,7 +301,8 @@ name = "{}"
 pidfile = "{}"
 exe = "{}"
 {adopt}
-{evidence}settle_ms = {SETTLE_MS}
+{evidence}start_ms = {START_MS}
+settle_ms = {SETTLE_MS}
 "#,
             cast.name,
             pidfile(directory, cast.name).display(),

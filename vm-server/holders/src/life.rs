@@ -72,7 +72,8 @@ impl LifeState {
         };
         let told =
             unit.as_ref().and_then(|unit| scene.units.get(unit)).and_then(|life| life.invocation.clone());
-        let invocation = seen.invocation.or(told);
+        // What systemd wrote on the cgroup stays there when the next invocation goes on in the same one.
+        let invocation = told.or(seen.invocation);
         let which = invocation.clone().unwrap_or_else(|| format!("cgroup-{}", seen.id));
         let (id, description) = match &label {
             Some(label) => (
@@ -232,9 +233,9 @@ impl LifeState {
         let seen = table.cgroups.get(root);
         let told = unit.as_ref().and_then(|unit| scene.units.get(unit));
         let same_cgroup = seen.is_none_or(|seen| seen.id == *id || *id == 0 || seen.id == 0);
-        let now = match (seen.and_then(|seen| seen.invocation.as_ref()), told) {
-            (Some(now), _) => Some(Some(now)),
-            (None, Some(told)) => Some(told.invocation.as_ref()),
+        let now = match (told, seen.and_then(|seen| seen.invocation.as_ref())) {
+            (Some(told), _) => Some(told.invocation.as_ref()),
+            (None, Some(written)) => Some(Some(written)),
             (None, None) => None,
         };
         *ended |= !same_cgroup || now.is_some_and(|now| invocation.is_some() && now != invocation.as_ref());

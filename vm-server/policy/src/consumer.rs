@@ -17,6 +17,8 @@ pub struct Consumer {
     pub adopt: Adopt,
     /// When it may be disturbed. `None`: whenever it is permitted.
     pub window: Option<Window>,
+    /// How long a new start outside any unit may take, in milliseconds; of a unit its own `TimeoutStartSec=` counts.
+    pub start_ms: u64,
     /// How long it must stay healthy to count as settled, in milliseconds.
     pub settle_ms: u64,
     /// Asked at the end of the settle time.

@@ -12,6 +12,8 @@ pub const REPORT_MS: u64 = 60_000;
 pub const MODE: u32 = 0o400;
 /// `set.NAME.refresh_ms`
 pub const REFRESH_MS: u64 = 60_000;
+/// `consumers.start_ms`
+pub const START_MS: u64 = 90_000;
 /// `consumers.settle_ms`
 pub const SETTLE_MS: u64 = 30_000;
 /// `probe.timeout_ms`
@@ -66,6 +68,7 @@ pub fn table() -> Vec<Row> {
         row("daemon.report_ms", &REPORT_MS, "a silent host is noticed within minutes"),
         row("set.mode", &format!("{MODE:04o}"), "only the owner reads"),
         row("set.refresh_ms", &REFRESH_MS, "a changed place is repaired within a minute at the latest"),
+        row("consumers.start_ms", &START_MS, "what systemd grants a service"),
         row("consumers.settle_ms", &SETTLE_MS, "long enough to see a program fail on its first login"),
         row("probe.timeout_ms", &PROBE_TIMEOUT_MS, "a healthy program on the same machine answers at once"),
         row("probe.tries", &PROBE_TRIES, "one lost answer is no failure"),

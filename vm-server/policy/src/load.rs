@@ -54,6 +54,7 @@ const CONSUMER: &[&str] = &[
     "adopt",
     "signal",
     "window",
+    "start_ms",
     "settle_ms",
     "probe",
     "evidence",
@@ -430,6 +431,7 @@ fn read_consumer(item: &Value<'_>, daemon: &Daemon) -> Result<Consumer, PolicyEr
     let (name, life) = match section.get("unit") {
         Some(value) => {
             section.refuse(&["name", "pidfile", "exe", "user"], "systemd knows the processes of a unit")?;
+            section.refuse(&["start_ms"], "a unit has TimeoutStartSec=")?;
             let unit = unit(value)?;
             if daemon.supervisor == SupervisorMode::None {
                 return Err(value.error(
@@ -452,6 +454,7 @@ fn read_consumer(item: &Value<'_>, daemon: &Daemon) -> Result<Consumer, PolicyEr
         life,
         adopt,
         window,
+        start_ms: section.number_or("start_ms", defaults::START_MS, 1, defaults::SPAN_MS_MAX)?,
         settle_ms: section.number_or("settle_ms", defaults::SETTLE_MS, 0, defaults::SPAN_MS_MAX)?,
         probe: section.get("probe").map(probe).transpose()?,
         trust_reported: section.get("evidence").map(|value| value.word(&["reported"])).transpose()?.is_some(),

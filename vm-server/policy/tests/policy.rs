@@ -91,6 +91,7 @@ fn the_table_of_defaults_is_what_an_empty_policy_means() {
         "daemon.report_ms" => policy.daemon.report_ms.to_string(),
         "set.mode" => format!("{:04o}", set.access.mode),
         "set.refresh_ms" => set.refresh_ms.to_string(),
+        "consumers.start_ms" => consumer.start_ms.to_string(),
         "consumers.settle_ms" => consumer.settle_ms.to_string(),
         "probe.timeout_ms" => probe.timeout_ms.to_string(),
         "probe.tries" => probe.tries.to_string(),

@@ -17,8 +17,6 @@ use crate::process::Process;
 
 /// How long a consumer may take to end after TERM.
 pub(crate) const STOP_MS_MAX: u64 = 90_000;
-/// How long whoever supervises a consumer may take to start it again.
-pub(crate) const START_MS_MAX: u64 = 90_000;
 /// How often the pid file is looked at while a new life is awaited.
 const LOOK_MS: u64 = 50;
 /// The most bytes of a pid file.
@@ -117,14 +115,14 @@ pub(crate) async fn restart(
     timeout_at(deadline, ended(consumer, process.pidfd))
         .await
         .map_err(|_| too_long("the end after TERM of", STOP_MS_MAX))??;
-    let deadline = Instant::now() + Duration::from_millis(START_MS_MAX);
+    let deadline = Instant::now() + Duration::from_millis(consumer.start_ms);
     loop {
         // Right after a start the pid file may still name the old process, or a fork that becomes the program only
         // with exec: what cannot be believed yet is looked at again.
         match find(consumer, life) {
             Ok(Some(process)) if id_of(&process) != old => return Ok(id_of(&process)),
             Err(error) if Instant::now() >= deadline => return Err(error),
-            _ if Instant::now() >= deadline => return Err(too_long("a new start of", START_MS_MAX)),
+            _ if Instant::now() >= deadline => return Err(too_long("a new start of", consumer.start_ms)),
             _ => sleep(Duration::from_millis(LOOK_MS)).await,
         }
     }

@@ -1,5 +1,6 @@
 //! Crashes of ours, and boots, restart nothing of theirs and lose nothing.
 
+#[cfg(feature = "failpoints")]
 use lifecycle::OrderKind;
 
 use crate::control::{Host, activate, arm, secret, stage, v};
