@@ -354,6 +354,10 @@ fn disarmed(look: &Look<'_>, tell: &mut Tell<'_>) {
         if armed || target.flips.contains_key(&version) {
             tell.say(Some(id), || "may still flip to it: the disarm is not confirmed".into());
         }
+        // Force asks for nothing else, and a target that has just flipped is on its way back.
+        if look.kept.forced.is_some() && target.connected && target.current() == Some(version) {
+            tell.say(Some(id), || "is still on it".into());
+        }
     }
 }
 

@@ -34,8 +34,8 @@ impl Credential {
         }
         self.expire(version, turn);
         self.end_sessions(version, turn);
-        self.look(version, turn);
         let failing = self.watch_clauses(version, turn);
+        self.look(version, turn);
         if phase == Phase::Sealing && !self.is_gone(version, turn) {
             self.drop_round(version);
             return false;
@@ -70,6 +70,13 @@ impl Credential {
         } else {
             watch.quiet = None;
         }
+        let only_sessions =
+            gate::QUIET.iter().all(|clause| failing.contains(clause) == (*clause == Clause::BackendQuiet));
+        if only_sessions && !watch.only_sessions && watch.sampling.is_none() {
+            // The count at hand is of a time when others had it too.
+            watch.recount = true;
+        }
+        watch.only_sessions = only_sessions;
         watch.failing.retain(|clause, _| failing.contains(clause));
         for clause in &failing {
             watch.failing.entry(*clause).or_insert(turn.now);
@@ -85,13 +92,14 @@ impl Credential {
             return;
         }
         let due = kept.watch.sample.is_none_or(|sample| turn.reached(sample.at.plus(every.max(Millis(1)))));
-        if !due {
+        if !due && !kept.watch.recount {
             return;
         }
         let minted_by = kept.minted_by;
         let id = self.emit(EffectKind::Sample { version, minted_by }, turn);
         if let Some(kept) = self.versions.get_mut(&version) {
             kept.watch.sampling = Some(id);
+            kept.watch.recount = false;
         }
     }
 

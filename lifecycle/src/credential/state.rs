@@ -109,6 +109,10 @@ pub(crate) struct Watch {
     pub(crate) quiet: Option<Quiet>,
     pub(crate) sample: Option<Sample>,
     pub(crate) sampling: Option<EffectId>,
+    /// The backend's sessions are the last sign of a holder.
+    pub(crate) only_sessions: bool,
+    /// They are counted again at once.
+    pub(crate) recount: bool,
     /// The last look before a step that cannot be taken back.
     pub(crate) round: Option<Round>,
     /// When its `seal` first went out.

@@ -347,9 +347,8 @@ impl World {
     }
 
     pub fn select(&mut self) {
-        let one = |(n, id): (usize, &TargetId)| {
-            (id.clone(), Selection { canary: n == 0, ..Selection::default() })
-        };
+        let one =
+            |(n, id): (usize, &TargetId)| (id.clone(), Selection { canary: n == 0, ..Selection::default() });
         let selected = self.hosts.keys().enumerate().map(one).collect();
         self.give(Event::Selected(selected));
     }
@@ -507,15 +506,20 @@ impl World {
             && before.rollout().is_none()
             && before.versions().all(|view| {
                 view.phase.is_ended()
-                    || !self.why_not(view.version).iter().all(|b| b.clause == Clause::Grace)
+                    || !self
+                        .why_not(view.version)
+                        .iter()
+                        .all(|b| matches!(b.clause, Clause::Grace | Clause::BackendQuiet | Clause::Fresh))
             })
     }
 
     /// Time passes, everywhere.
     pub fn pass(&mut self, ms: u64) {
         let end = self.now + ms;
+        self.pump();
         loop {
-            let due = self.credential().next_due(Millis(self.now)).map_or(end, |due| due.0).clamp(self.now, end);
+            let due =
+                self.credential().next_due(Millis(self.now)).map_or(end, |due| due.0).clamp(self.now, end);
             let due = self.next_flip().map_or(due, |at| at.min(due)).max(self.now);
             let span = due - self.now;
             self.now = due;
@@ -649,10 +653,8 @@ impl World {
                 continue;
             }
             let own = host.life.and(host.loaded);
-            for (version, minted_by) in own
-                .into_iter()
-                .chain(host.others.values().copied())
-                .chain(host.hidden.iter().copied())
+            for (version, minted_by) in
+                own.into_iter().chain(host.others.values().copied()).chain(host.hidden.iter().copied())
             {
                 if self.backend.roles.get(&minted_by) == Some(&Role::Revoked) {
                     self.refused.push(format!("{id} with version {version}"));
@@ -715,12 +717,24 @@ impl World {
             let why: Vec<String> = self
                 .why_not(view.version)
                 .iter()
-                .map(|b| format!("{}{}: {}", b.target.as_ref().map(|t| format!("{t} ")).unwrap_or_default(), b.clause, b.who))
+                .map(|b| {
+                    format!(
+                        "{}{}: {}",
+                        b.target.as_ref().map(|t| format!("{t} ")).unwrap_or_default(),
+                        b.clause,
+                        b.who
+                    )
+                })
                 .collect();
-            writeln!(text, "{} {:?} aborted {:?} stuck {:?} {why:?}", view.version, view.phase, view.aborted, view.stuck)
-                .unwrap();
+            writeln!(
+                text,
+                "{} {:?} aborted {:?} stuck {:?} {why:?}",
+                view.version, view.phase, view.aborted, view.stuck
+            )
+            .unwrap();
         }
-        writeln!(text, "rollout {:?} stuck {:?}", self.credential().rollout(), self.credential().stuck()).unwrap();
+        writeln!(text, "rollout {:?} stuck {:?}", self.credential().rollout(), self.credential().stuck())
+            .unwrap();
         for view in self.credential().targets() {
             writeln!(text, "{view:?}").unwrap();
         }
