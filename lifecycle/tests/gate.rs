@@ -9,7 +9,7 @@ mod world;
 use lifecycle::HolderId;
 use lifecycle::Millis;
 use lifecycle::credential::{Clause, Event, Policy};
-use lifecycle::host::{By, HostEvent};
+use lifecycle::host::{By, HostEvent, Rules};
 use lifecycle::report::Gap;
 use lifecycle::{Evidence, GapId};
 use std::collections::BTreeSet;
@@ -20,7 +20,8 @@ use world::*;
 fn bites(clause: Clause, policy: Policy, act: impl Fn(&mut World)) {
     for weakened in [false, true] {
         let mut world = World::on_one(2, policy.clone());
-        world.gone_at_once = true;
+        world.store.credential = world.store.credential.clone().unsealed();
+        world.lost.insert("seal");
         if weakened {
             world.store.credential = world.store.credential.clone().without(clause);
         }
@@ -39,71 +40,65 @@ const DAY: u64 = 86_400_000;
 #[test]
 fn without_replaced_a_host_that_was_away_lies_on_a_revoked_version() {
     bites(Clause::Replaced, policy(), |world| {
-        // Its application is stopped, so nobody holds; but the next start would read what lies there.
-        world.host(1).give(HostEvent::Policy(Some(lifecycle::host::Rules::default())));
+        // Nobody runs there; the next start would read what lies there.
+        world.host(1).give(HostEvent::Policy(Some(Rules::default())));
         world.host(1).stop_app();
-        world.host(1).sick.insert(v(2));
-        world.lost_at.insert((h(1), "stage"));
-        world.hear_all();
-        world.rotate();
-        world.pass(300_000);
-        world.host(1).sequence += 1;
         world.hear_all();
         world.go_down(1);
-        world.pass(300_000);
-        world.hosts.get_mut(&h(1)).unwrap().up = true;
-        world.give(Event::Connected { target: h(1) });
+        world.rotate();
+        world.pass(600_000);
+        world.lost.insert("stage");
+        world.come_back(1);
         world.pass(DAY);
     });
 }
 
 #[test]
-fn without_adopted_a_job_that_cannot_use_the_new_one_finds_the_old_one_dead() {
+fn without_adopted_a_job_that_cannot_use_the_new_one_returns_to_a_dead_one() {
     bites(Clause::Adopted, policy(), |world| {
         world.host(1).stop_app();
         world.host(1).sick.insert(v(2));
         world.hear_all();
         world.rotate();
-        world.settle();
         world.pass(DAY);
-        world.host(1).keep_files = true;
         world.host(1).start_app();
         world.hear_all();
-        world.settle();
+        world.pass(DAY);
     });
 }
 
 #[test]
 fn without_no_rollback_a_host_goes_back_to_a_revoked_version() {
-    bites(Clause::NoRollback, Policy { idle_adopts: true, ..policy() }, |world| {
-        world.keep_old_files();
+    bites(Clause::NoRollback, policy(), |world| {
+        // While a consumer settles, both clauses speak.
         world.store.credential = world.store.credential.clone().without(Clause::Adopted);
         world.host(1).slow = true;
         world.host(1).sick.insert(v(2));
         world.rotate();
-        world.pass(60_000);
-        // It never settles, and the control plane does not know how long that may take.
-        world.make_active();
-        world.pass(60_000);
+        while world.host(1).link != Some(v(2)) || !world.host(1).loaded.is_some_and(|(on, _)| on == v(2)) {
+            world.pass(1_000);
+        }
+        world.go_down(1);
+        world.pass(600_000);
+        world.come_back(1);
+        world.pass(DAY);
         world.host(1).slow = false;
         world.host(1).start(false);
         world.hear_all();
-        world.settle();
+        world.pass(DAY);
     });
 }
 
 #[test]
 fn without_disarmed_a_late_order_flips_to_a_revoked_version() {
     bites(Clause::Disarmed, policy(), |world| {
-        world.lost.insert("activate");
+        world.lost.extend(["activate", "disarm"]);
         world.rotate();
         world.pump();
-        let late = world.pending_send("activate").expect("the canary is told to activate");
-        world.lost.insert("disarm");
+        let (target, order, value) =
+            world.pending_send("activate").expect("the canary is told to activate");
         world.give(Event::Abort { reason: "an operator said so".into() });
-        world.lost.insert("seal");
         world.pass(DAY);
-        let (target, order, value) = late;
         world.hosts.get_mut(&target).unwrap().order(&order, value);
     });
 }

@@ -51,6 +51,8 @@ pub struct Backend {
     pub mint: Option<Outcome>,
     /// Sessions of somebody who is none of our applications, by role.
     pub thief: BTreeMap<EffectId, u32>,
+    /// Honest users on no host of ours, by role.
+    pub strangers: BTreeMap<EffectId, u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -643,11 +645,17 @@ impl World {
     fn sessions(&self, minted_by: EffectId) -> u32 {
         let loaded = self.hosts.values().filter(|host| host.life.is_some());
         let ours = loaded.filter(|host| host.loaded.is_some_and(|(_, by)| by == minted_by)).count();
-        u32::try_from(ours).unwrap() + self.backend.thief.get(&minted_by).copied().unwrap_or(0)
+        let strangers = self.backend.strangers.get(&minted_by).copied().unwrap_or(0);
+        u32::try_from(ours).unwrap() + strangers + self.backend.thief.get(&minted_by).copied().unwrap_or(0)
     }
 
     /// Every application logs in with what it read, all the time.
     pub fn log_in(&mut self) {
+        for minted_by in self.backend.strangers.keys() {
+            if self.backend.roles.get(minted_by) == Some(&Role::Revoked) {
+                self.refused.push("a user on no host of ours".into());
+            }
+        }
         for (id, host) in &self.hosts {
             if self.written_off.contains(id) {
                 continue;
@@ -667,6 +675,16 @@ impl World {
                 self.refused.push(format!("{id} lies on version {version}"));
             }
         }
+    }
+
+    /// An order of this word that is on its way.
+    pub fn pending_send(&self, word: &str) -> Option<(TargetId, Order, Option<EffectId>)> {
+        self.credential().outbox().find_map(|effect| match &effect.kind {
+            EffectKind::Send { target, order, value, .. } if order.kind.word() == word => {
+                Some((target.clone(), order.clone(), *value))
+            }
+            _ => None,
+        })
     }
 
     /// The control plane starts (again) with what it stored.
