@@ -6,32 +6,32 @@ use std::process::{Command, Stdio};
 use crate::process;
 
 /// Whether we are root.
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
 /// Whether a part left out is a failure.
-pub fn is_ci() -> bool {
+pub(crate) fn is_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| value == "true")
 }
 
 /// A Debian package and a path that it brings.
-pub struct Package {
+pub(crate) struct Package {
     /// Its name for apt-get.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// There when it is installed.
-    pub brings: &'static str,
+    pub(crate) brings: &'static str,
 }
 
 /// What the tests use beyond the toolchain.
-pub const PACKAGES: &[Package] = &[
+pub(crate) const PACKAGES: &[Package] = &[
     Package { name: "postgresql-15", brings: "/usr/lib/postgresql/15/bin/postgres" },
     Package { name: "python3-venv", brings: "/usr/share/doc/python3-venv" },
     Package { name: "util-linux", brings: "/usr/bin/setpriv" },
 ];
 
 /// Those of them that are missing.
-pub fn missing() -> Vec<&'static str> {
+pub(crate) fn missing() -> Vec<&'static str> {
     PACKAGES
         .iter()
         .filter(|package| !Path::new(package.brings).exists())
@@ -40,7 +40,7 @@ pub fn missing() -> Vec<&'static str> {
 }
 
 /// Installs what is missing, as root on a Debian machine.
-pub fn install_missing() -> anyhow::Result<()> {
+pub(crate) fn install_missing() -> anyhow::Result<()> {
     let missing = missing();
     if missing.is_empty() || !is_root() || !has_apt() {
         return Ok(());

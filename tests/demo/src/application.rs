@@ -91,9 +91,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     show(&settings, &credential)?;
     // Before the pid file: who finds the process there must not find one that still dies of its credential.
     write_pidfile(&settings.pidfile)?;
-    let (changed, mut changes) = mpsc::unbounded_channel();
+    let (flipped, mut changes) = mpsc::unbounded_channel();
     let _watcher = match settings.adoption {
-        Adoption::Reopen => Some(watch(&settings, changed)?),
+        Adoption::Reopen => Some(watch(&settings, flipped)?),
         _ => None,
     };
     // An old word may still stand there; the present one replaces it.

@@ -44,6 +44,9 @@ pub const CAST: [Cast; 4] = [
 /// The hosts' names. The first is the canary.
 pub const HOSTS: [&str; 3] = ["vm-a", "vm-b", "vm-c"];
 
+/// What the credential is called that somebody else rotates.
+pub const KEYS: &str = "partner-key";
+
 /// How long a new start of an application may take.
 const START_MS: u64 = 5000;
 /// How long an application must stay healthy on a new version.
@@ -113,7 +116,7 @@ impl Host {
     pub fn bare(programs: &Programs, directory: &Path, place: usize, apart: bool) -> anyhow::Result<Self> {
         let name = HOSTS[place];
         let directory = directory.join(name);
-        for folder in ["etc/conf.d", "applications", "logs"] {
+        for folder in ["etc/conf.d", "applications", "keys", "logs"] {
             std::fs::create_dir_all(directory.join(folder))?;
         }
         Ok(Self {
@@ -153,6 +156,11 @@ impl Host {
         place_of(&self.directory)
     }
 
+    /// Where the partner's key lies: a copy, on a file system that we see too.
+    pub fn keys(&self) -> PathBuf {
+        keys_of(&self.directory)
+    }
+
     /// Where the set lies.
     pub fn set_directory(&self) -> PathBuf {
         self.directory.join("run/sets").join(CREDENTIAL)
@@ -160,7 +168,8 @@ impl Host {
 
     /// What its first application logs in with now. The file of the set is left alone: who reads it is a holder.
     pub fn login(&self) -> anyhow::Result<Login> {
-        let cast = CAST.iter().find(|cast| HOSTS[cast.host] == self.name).context("no application runs there")?;
+        let cast =
+            CAST.iter().find(|cast| HOSTS[cast.host] == self.name).context("no application runs there")?;
         let path = shown(&self.directory, cast.name);
         Login::parse(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)
     }
@@ -239,6 +248,10 @@ fn place_of(directory: &Path) -> PathBuf {
     directory.join("applications").join(FILE)
 }
 
+fn keys_of(directory: &Path) -> PathBuf {
+    directory.join("keys").join("partner")
+}
+
 fn pidfile(directory: &Path, application: &str) -> PathBuf {
     directory.join("applications").join(format!("{application}.pid"))
 }
@@ -280,8 +293,13 @@ fn set_section(programs: &Programs, directory: &Path, place: usize) -> String {
         r#"[set.{CREDENTIAL}]
 places = [{{ path = "{}", file = "{FILE}", kind = "link" }}]
 refresh_ms = 1000
+
+[set.{KEYS}]
+places = [{{ path = "{}", file = "key", kind = "copy" }}]
+refresh_ms = 1000
 "#,
-        place_of(directory).display()
+        place_of(directory).display(),
+        keys_of(directory).display(),
     );
     for cast in CAST.iter().filter(|cast| cast.host == place) {
         let adopt = match cast.adoption {
@@ -294,7 +312,7 @@ refresh_ms = 1000
             Adoption::Reload | Adoption::Reopen => "evidence = \"reported\"\n",
             Adoption::Restart | Adoption::Manual => "",
         };
-        text.push_str(&format!(
+        let consumer = format!(
             r#"
 [[set.{CREDENTIAL}.consumers]]
 name = "{}"
@@ -307,7 +325,8 @@ settle_ms = {SETTLE_MS}
             cast.name,
             pidfile(directory, cast.name).display(),
             programs.text("demo-application"),
-        ));
+        );
+        text.push_str(&consumer);
     }
     text
 }

@@ -16,7 +16,7 @@ use crate::protected::{Login, Protected, Verdict};
 use crate::terminal::{Terminal, Tone};
 
 /// How long any one step may take before the demo gives up and says what it waited for.
-pub const STEP: Duration = Duration::from_secs(120);
+pub const STEP: Duration = Duration::from_mins(2);
 
 /// What the demo was asked for.
 #[derive(Debug, Clone, Copy)]

@@ -19,6 +19,9 @@ struct Arguments {
     /// The same rotation as people do it today: write the file, revoke at once. Ends with status 1 when logins failed.
     #[arg(long)]
     naive: bool,
+    /// Only install the protected server's programs where they are missing.
+    #[arg(long)]
+    prepare: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -48,6 +51,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Server::Pg15 => Kind::Installed,
         Server::Pg18 => Kind::Embedded,
     };
+    if arguments.prepare {
+        server.programs()?;
+        return Ok(());
+    }
     let terminal = Terminal::default();
     if arguments.naive {
         let failed = tests_demo::naive::play(&terminal, Wish { server })?;
@@ -56,8 +63,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let mut scene = Scene::set(terminal.clone(), Wish { server })?;
     let wanted = |act: u8| arguments.acts.is_empty() || arguments.acts.contains(&act);
-    let acts: [(u8, fn(&mut Scene) -> anyhow::Result<()>); 3] =
-        [(1, acts::rotation::play), (2, acts::chaos::play), (3, acts::unusable::play)];
+    let acts: [(u8, fn(&mut Scene) -> anyhow::Result<()>); 4] = [
+        (1, acts::rotation::play),
+        (2, acts::chaos::play),
+        (3, acts::unusable::play),
+        (4, acts::outside::play),
+    ];
     for (number, play) in acts {
         if wanted(number) {
             play(&mut scene)?;
