@@ -538,3 +538,99 @@ async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
     stage.assert_sound();
     stage.kill(engine).await;
 }
+
+/// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
+/// again. How many steps there were.
+async fn reverted_to(at: u64) -> u64 {
+    let stage = Stage::new(3).await;
+    let steps = Steps::ending_at(at);
+    if let Some(engine) = stage.try_start(steps.clone()).await {
+        let handle = engine.handle().clone();
+        let whole = async {
+            let mut changes = handle.changes();
+            let mut asked = false;
+            while !settled(&handle, 2).await {
+                if !asked && settled(&handle, 1).await {
+                    asked = handle.rotate("operator:alice", &name(), false, None).await.is_ok();
+                }
+                if changes.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        let ended = async {
+            while !steps.dead() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let over = async {
+            tokio::select! { () = whole => (), () = ended => () }
+        };
+        tokio::time::timeout(Duration::from_mins(1), over).await.unwrap();
+        stage.kill(engine).await;
+    }
+    let count = steps.count();
+    stage.close().await;
+    let copy = stage.directory.path().join("copy.db");
+    stage.backup(&copy);
+
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 60, &format!("after step {at}, a version is active"), one_is_left).await;
+    rotate(&handle).await;
+    until(&handle, 60, &format!("after step {at}, the rotation ends"), one_is_left).await;
+    drop(handle);
+    stage.kill(engine).await;
+    stage.assert_sound();
+
+    stage.revert(&copy).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 60, &format!("reverted to step {at}, its targets have answered"), async |h| {
+        let status = h.status().await.unwrap();
+        // A store from before the first mint has no version of its own: what the hosts have is found, and held.
+        !status.starting && h.credential(&name()).await.is_ok_and(|view| !view.versions.is_empty())
+    })
+    .await;
+    stage.assert_sound();
+    rotate(&handle).await;
+    until(&handle, 90, &format!("reverted to step {at}, one version is left"), async |h| {
+        follow_the_advice(h).await;
+        one_is_left(h).await && stage.alive() == 1
+    })
+    .await;
+    stage.assert_sound();
+    assert_eq!(stage.alive(), 1, "step {at}: nothing minted is lost from the sweep");
+    stage.kill(engine).await;
+    count
+}
+
+/// One version is active, and all others have ended.
+async fn one_is_left(handle: &Handle) -> bool {
+    use protocol::api::view::VersionPhase::{Active, Erased, Retired};
+    let Ok(view) = handle.credential(&name()).await else { return false };
+    let ended = view.versions.iter().filter(|v| matches!(v.phase, Retired | Erased)).count();
+    let active = view.versions.iter().filter(|v| v.phase == Active).count();
+    view.rollout.is_none() && view.pending_wish.is_none() && active == 1 && ended + 1 == view.versions.len()
+}
+
+/// What an operator does after a restore: aborts what is stuck as it advises, and unholds what is found.
+async fn follow_the_advice(handle: &Handle) {
+    let Ok(view) = handle.credential(&name()).await else { return };
+    if view.rollout.is_some_and(|rollout| rollout.phase == protocol::api::view::RolloutPhase::Halted) {
+        // It may have ended meanwhile.
+        let _ = handle.abort("operator:alice", &name(), "as advised").await;
+    }
+    for held in view.versions.iter().filter(|v| !v.holds.is_empty()) {
+        // One that ended meanwhile needs no word any more.
+        let _ = handle.unhold("operator:alice", &name(), held.version).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_store_reverted_to_any_step_delivers_nothing_dead_and_loses_nothing() {
+    let steps = reverted_to(0).await;
+    let reverts = futures_util::stream::iter(1..=steps).map(reverted_to).buffer_unordered(6);
+    reverts.for_each(|_| async {}).await;
+    println!("reverted to each of {steps} persisted steps");
+}

@@ -35,6 +35,8 @@ pub struct Server {
     /// Operations that were refused once already, when every one is to fail once.
     failed: BTreeSet<(&'static str, EffectId)>,
     pub fail_once: bool,
+    /// The store was reverted, so it may ask for what it no longer knows that it has.
+    pub reverted: bool,
     /// The password of a role that was there before us.
     pub existing: Option<String>,
     /// Passwords that applications have loaded right now, by host.
@@ -85,6 +87,9 @@ impl Generator for FakeGenerator {
             let password = chosen.expose_text("password").unwrap().to_owned();
             let mut server = self.0.lock().unwrap();
             match server.roles.get(&mark.effect) {
+                Some(role) if role.password != password && server.reverted => {
+                    return Err(Failure::refused("the name is taken"));
+                }
                 Some(role) if role.password != password => {
                     server.violations.push(format!("{} was minted twice with two values", mark.effect));
                 }
@@ -759,7 +764,17 @@ impl Stage {
         engine.stop().await;
     }
 
-    /// Copies the database while the engine runs.
+    /// Waits until nobody has the database open any more.
+    pub async fn close(&self) {
+        drop(open(self.directory.path(), Steps::default()).await);
+        let end = Instant::now() + Duration::from_secs(10);
+        // The last handle closes the file a moment later.
+        while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Copies the database, also while the engine runs.
     pub fn backup(&self, to: &Path) {
         let source = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
         source.execute("VACUUM INTO ?1", [to.to_str().unwrap()]).unwrap();
@@ -785,14 +800,9 @@ impl Stage {
 
     /// Puts an older copy of the database in place, as somebody would behind our back.
     pub async fn revert(&self, from: &Path) {
-        drop(open(self.directory.path(), Steps::default()).await);
-        let end = Instant::now() + Duration::from_secs(10);
-        let state = self.directory.path().join("state.db");
-        // The last handle closes the file a moment later.
-        while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        std::fs::copy(from, state).unwrap();
+        self.close().await;
+        self.server.lock().unwrap().reverted = true;
+        std::fs::copy(from, self.directory.path().join("state.db")).unwrap();
     }
 
     pub fn resources(&self) -> PathBuf {
