@@ -423,8 +423,13 @@ impl Applier {
                 let look = runtime.block_on(supervisor.look(consumer));
                 if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
                     let invocation = look.life.as_ref().map(ToString::to_string);
-                    let life =
-                        holders::UnitLife { invocation, began: look.began_ms.map(clock::boot_of_monotonic) };
+                    let life = holders::UnitLife {
+                        invocation,
+                        earlier_ended: Some(
+                            look.earlier_ended_ms.map_or(lifecycle::Millis(0), clock::boot_of_monotonic),
+                        ),
+                        changing: look.health == units::Health::Changing,
+                    };
                     self.tools.view.units.insert(unit.as_str().to_owned(), life);
                 }
                 let who = (set.name.clone(), consumer.name.clone());

@@ -336,6 +336,8 @@ impl Witness {
 }
 
 fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &Sender<Input>) {
+    // On a busy machine a reader would be gone before it is our turn. Of this thread only; it may be forbidden.
+    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -20);
     loop {
         let mut polled = [PollFd::new(group, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
         match poll(&mut polled, None) {
@@ -374,6 +376,13 @@ fn store(group: &Group) -> bool {
     }
 }
 
+/// The earliest moment at which the present life of a unit can have read something. systemd notes the beginning just
+/// after it has forked, and this is never before the end of the life before.
+fn began(look: &units::Look) -> Option<Millis> {
+    let noted = look.began_ms?.saturating_sub(1_000);
+    Some(crate::clock::boot_of_monotonic(noted.max(look.earlier_ended_ms.unwrap_or(0))))
+}
+
 /// The life of a consumer as evidence takes it.
 pub(crate) fn declared_life(
     look: &Result<units::Look, units::UnitError>,
@@ -399,7 +408,7 @@ pub(crate) fn declared_life(
                 name: unit.unwrap_or_default().to_owned(),
                 main,
                 invocation: invocation.clone(),
-                began: look.began_ms.map(Millis).or(main.map(|id| table.began(id))).unwrap_or(Millis(0)),
+                began: began(look).or(main.map(|id| table.began(id))).unwrap_or(Millis(0)),
             }
         }
     }

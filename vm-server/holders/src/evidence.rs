@@ -34,9 +34,13 @@ pub struct Scene<'a> {
 pub struct UnitLife {
     /// Its invocation, in hex; `None` while it is inactive.
     pub invocation: Option<String>,
-    /// When this invocation began (`InactiveExitTimestampMonotonic`), on the boot clock. Without it processes that
+    /// When the invocation before this one had ended (`InactiveEnterTimestampMonotonic`), on the boot clock, 0 when
+    /// there was none. Not when this one began: systemd notes that after it has forked. Without it processes that
     /// outlive a restart cannot be told from new ones, and the old version is kept.
-    pub began: Option<Millis>,
+    pub earlier_ended: Option<Millis>,
+    /// It is starting, stopping or reloading: between two of its programs nobody may be there, and what one has read
+    /// the next may have.
+    pub changing: bool,
 }
 
 /// The present life of a consumer that policy names, where evidence is `declared`.
@@ -298,6 +302,7 @@ impl Evidence {
     /// Looks at all lives and gaps again. Returns whether anything ended or changed that must be journaled.
     pub fn refresh(&mut self, scene: &Scene<'_>) -> bool {
         let before = self.shape();
+        self.name_arrived(scene);
         self.lives.retain(|_, life| life.refresh(scene));
         let lives = &self.lives;
         for holds in self.held.values_mut() {
@@ -593,6 +598,29 @@ impl Evidence {
             how: how.to_owned(),
         });
         held.evidence = held.evidence.max(evidence);
+    }
+
+    /// Who was about to start gets the name of its invocation.
+    fn name_arrived(&mut self, scene: &Scene<'_>) {
+        let arrived: Vec<(HolderId, (HolderId, LifeState))> = self
+            .lives
+            .iter()
+            .filter_map(|(id, life)| life.arrived(scene).map(|arrived| (id.clone(), arrived)))
+            .collect();
+        for (coming, (id, life)) in arrived {
+            self.lives.remove(&coming);
+            match self.lives.get_mut(&id) {
+                Some(known) => known.join(life),
+                None => {
+                    self.lives.insert(id.clone(), life);
+                }
+            }
+            for holds in self.held.values_mut() {
+                if let Some(held) = holds.remove(&coming) {
+                    holds.entry(id.clone()).or_insert(Held { id: id.clone(), ..held });
+                }
+            }
+        }
     }
 
     /// Where policy says `reload`, `reopen` or `signal`: a hold ends when every process older than the adoption was

@@ -26,6 +26,9 @@ pub(crate) struct LifeState {
     members: BTreeSet<ProcessId>,
     /// Of a tree, the ancestors of its readers: in `P=$(cat F)` the reader is gone and its parent has the value.
     ancestors: BTreeSet<ProcessId>,
+    /// Nobody was there at the last look.
+    #[serde(default)]
+    empty: bool,
     /// PID 1 read for it then, and its first process may not have been forked yet.
     awaited: Option<Millis>,
     /// For people.
@@ -137,7 +140,7 @@ impl LifeState {
 
     fn new(kind: Kind, now: Millis, description: String) -> Self {
         let (members, ancestors) = (BTreeSet::new(), BTreeSet::new());
-        Self { kind, since: now, looked: now, members, ancestors, awaited: None, description }
+        Self { kind, since: now, looked: now, members, ancestors, empty: false, awaited: None, description }
     }
 
     /// It may have read at any time since then, so what it has started since counts.
@@ -185,18 +188,20 @@ impl LifeState {
         within || self.members.contains(&process.id)
     }
 
+    /// The life that this one has become, when it was about to start and its cgroup is there now.
+    pub(crate) fn arrived(&self, scene: &Scene<'_>) -> Option<(HolderId, Self)> {
+        let Kind::Coming { unit } = &self.kind else { return None };
+        let (id, mut life) = Self::of_unit(unit, scene);
+        life.awaited = self.awaited;
+        life.may_have_read_since(self.since);
+        matches!(life.kind, Kind::Cgroup { .. }).then_some((id, life))
+    }
+
     /// Looks at its processes again. `false` when it is over.
     pub(crate) fn refresh(&mut self, scene: &Scene<'_>) -> bool {
         let table = scene.table;
         if !table.complete {
             return true;
-        }
-        if let Kind::Coming { unit } = &self.kind {
-            let (_, arrived) = Self::of_unit(&unit.clone(), scene);
-            if matches!(arrived.kind, Kind::Cgroup { .. }) {
-                self.kind = arrived.kind;
-                self.description = arrived.description;
-            }
         }
         self.members = match &self.kind {
             Kind::Cgroup { .. } => self.of_its_cgroup(scene),
@@ -220,7 +225,24 @@ impl LifeState {
             }
         }
         self.looked = table.taken;
-        self.awaited.is_some() || !self.members.is_empty() || !self.ancestors.is_empty()
+        let (was_empty, is_empty) = (self.empty, self.members.is_empty());
+        self.empty = is_empty;
+        self.may_be_between_programs(scene, was_empty)
+            || self.awaited.is_some()
+            || !is_empty
+            || !self.ancestors.is_empty()
+    }
+
+    /// What systemd says was asked a moment after the processes were listed, so one empty listing proves nothing while
+    /// the invocation goes on.
+    fn may_be_between_programs(&self, scene: &Scene<'_>, was_empty: bool) -> bool {
+        let Kind::Cgroup { unit: Some(unit), invocation, ended: false, .. } = &self.kind else {
+            return false;
+        };
+        scene
+            .units
+            .get(unit)
+            .is_some_and(|told| (told.changing || !was_empty) && told.invocation == *invocation)
     }
 
     /// The processes of its cgroup; once the invocation has ended, those from before that, with their descendants.
@@ -247,10 +269,11 @@ impl LifeState {
                 .collect();
         }
         // The next invocation has begun in the same cgroup: whoever was there before, seen by us or not, is ours.
-        let began =
-            told.filter(|told| told.invocation.as_ref() != invocation.as_ref()).and_then(|told| told.began);
+        let ended_at = told
+            .filter(|told| told.invocation.as_ref() != invocation.as_ref())
+            .and_then(|told| told.earlier_ended);
         let older = table.processes.values().filter(|process| {
-            same_cgroup && is_within(&process.cgroup, root) && is_older(process, began, table)
+            same_cgroup && is_within(&process.cgroup, root) && is_older(process, ended_at, table)
         });
         let roots: Vec<ProcessId> = known.into_iter().chain(older.map(|process| process.id)).collect();
         table.with_descendants(roots, |process| is_within(&process.cgroup, root))
@@ -291,18 +314,18 @@ fn leader_of(session: i32, table: &Table) -> Option<&Process> {
     table.processes.get(&session).filter(|leader| leader.session == leader.id.pid)
 }
 
-/// Whether a process of a unit's cgroup is from before the moment at which the present invocation began. Start times
-/// are rounded down to a tick. Within that tick, and without a word on when it began, only what systemd itself starts
+/// Whether a process of a unit's cgroup is from before the moment at which the earlier invocation had ended. Start
+/// times are rounded down to a tick. Within that tick, and without a word on when it was, only what systemd itself starts
 /// (its own child, leading a session of its own) can be of the new one; without that word not even this is believed.
-fn is_older(process: &Process, began: Option<Millis>, table: &Table) -> bool {
-    let Some(began) = began else { return true };
-    if table.began(process.id) >= began {
+fn is_older(process: &Process, ended_at: Option<Millis>, table: &Table) -> bool {
+    let Some(ended_at) = ended_at else { return true };
+    if table.began(process.id) >= ended_at {
         return false;
     }
     // Its child leads a session of its own, or has not got that far yet.
     let of_pid_1 = table.processes.get(&1).is_some_and(|first| first.session == process.session);
     let fresh = process.parent == 1 && (process.session == process.id.pid || of_pid_1);
-    table.began_before(process.id) <= began || !fresh
+    table.began_before(process.id) <= ended_at || !fresh
 }
 
 /// A name of a holder: other characters than names may have are replaced, and a digest of the text keeps two

@@ -95,8 +95,11 @@ impl World {
 
     /// The manager starts an invocation.
     fn invocation(&mut self, unit: &str, invocation: &str) {
-        let began = Some(self.table.taken);
-        self.units.insert(unit.into(), UnitLife { invocation: Some(invocation.into()), began });
+        let earlier_ended = Some(self.table.taken);
+        self.units.insert(
+            unit.into(),
+            UnitLife { invocation: Some(invocation.into()), earlier_ended, changing: false },
+        );
         let life = self.table.cgroups.entry(unit_cgroup(unit)).or_default();
         life.id = 5;
         life.invocation = Some(invocation.into());
@@ -229,6 +232,27 @@ fn without_a_word_on_when_it_began_the_new_invocation_counts_too() {
 }
 
 #[test]
+fn between_two_programs_of_a_start_nobody_is_there_and_the_invocation_holds() {
+    let mut world = world();
+    world.invocation("orders.service", "aaaa");
+    world.units.get_mut("orders.service").unwrap().changing = true;
+    world.in_unit(100, 1, "orders.service");
+    world.reads(100, OLD, 1);
+    world.end(100);
+    world.refresh();
+    assert!(world.holds(OLD), "the next program may have what the first wrote down");
+    world.in_unit(101, 1, "orders.service");
+    world.units.get_mut("orders.service").unwrap().changing = false;
+    world.refresh();
+    assert!(world.holds(OLD));
+    world.end(101);
+    world.refresh();
+    assert!(world.holds(OLD), "one empty listing proves nothing while the invocation goes on");
+    world.refresh();
+    assert!(!world.holds(OLD));
+}
+
+#[test]
 fn a_reader_that_leaves_its_cgroup_still_counts() {
     let mut world = world();
     world.invocation("orders.service", "aaaa");
@@ -238,6 +262,7 @@ fn a_reader_that_leaves_its_cgroup_still_counts() {
     world.refresh();
     assert!(world.holds(OLD));
     world.end(100);
+    world.refresh();
     world.refresh();
     assert!(!world.holds(OLD));
 }
@@ -260,6 +285,7 @@ fn what_pid_1_reads_is_charged_to_the_units_that_name_the_file() {
     assert!(world.holds(OLD));
     world.end(100);
     world.table.cgroups.clear();
+    world.refresh();
     world.refresh();
     assert!(!world.holds(OLD), "{:?}", world.evidence);
 }
@@ -874,6 +900,7 @@ fn who_the_sweep_finds_holds_until_it_ends_and_no_rereading_releases_it() {
     assert!(world.holds(OLD));
     world.end(100);
     world.end(101);
+    world.refresh();
     world.refresh();
     assert!(!world.holds(OLD));
 }

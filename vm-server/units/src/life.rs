@@ -44,6 +44,9 @@ pub struct Look {
     /// When the present life of a unit began, in milliseconds of the monotonic clock since boot. Of a process its
     /// start time says it.
     pub began_ms: Option<u64>,
+    /// When the life of a unit before that had ended. What is younger is of the present one: its first process is
+    /// forked a moment before it counts as begun.
+    pub earlier_ended_ms: Option<u64>,
 }
 
 /// How a consumer is doing.

@@ -90,6 +90,7 @@ pub(crate) fn look(consumer: &Consumer, life: &PidFileLife) -> Result<Look, Unit
             restarts: 0,
             last_life: None,
             began_ms: None,
+            earlier_ended_ms: None,
         },
         Some(process) => Look {
             life: Some(id_of(&process)),
@@ -98,6 +99,7 @@ pub(crate) fn look(consumer: &Consumer, life: &PidFileLife) -> Result<Look, Unit
             restarts: 0,
             last_life: Some(id_of(&process)),
             began_ms: None,
+            earlier_ended_ms: None,
         },
     })
 }

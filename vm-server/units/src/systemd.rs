@@ -473,15 +473,25 @@ fn look_of(general: &Properties, service: &Properties) -> Look {
     };
     let runs = matches!(health, Health::Running | Health::Changing);
     let main_pid: u32 = number(service, "MainPID");
+    let began: u64 = number(general, "InactiveExitTimestampMonotonic");
     Look {
         life: last_life.clone().filter(|_| runs),
         health,
         main_pid: i32::try_from(main_pid).unwrap_or_default(),
         restarts: number(service, "NRestarts"),
         last_life,
-        began_ms: Some(number::<u64>(general, "InactiveExitTimestampMonotonic") / 1000)
-            .filter(|began| *began > 0),
+        began_ms: Some(began / 1000).filter(|began| *began > 0),
+        earlier_ended_ms: Some(earlier_ended(general, began) / 1000).filter(|ended| *ended > 0),
     }
+}
+
+/// When the life before the one that began then had ended, in microseconds; 0 when there was none. With
+/// `RestartMode=direct` a unit is active no longer, but never inactive.
+fn earlier_ended(general: &Properties, began: u64) -> u64 {
+    let moments = ["InactiveEnterTimestampMonotonic", "ActiveExitTimestampMonotonic"];
+    let moments = moments.into_iter().map(|key| number::<u64>(general, key));
+    // What is later is the end of the present life.
+    moments.filter(|moment| *moment <= began).max().unwrap_or(0)
 }
 
 /// The setting by which a failure of the unit would take the host down.
