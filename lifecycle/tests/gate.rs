@@ -95,8 +95,7 @@ fn without_disarmed_a_late_order_flips_to_a_revoked_version() {
         world.lost.extend(["activate", "disarm"]);
         world.rotate();
         world.pump();
-        let (target, order, value) =
-            world.pending_send("activate").expect("the canary is told to activate");
+        let (target, order, value) = world.pending_send("activate").expect("the canary is told to activate");
         world.give(Event::Abort { reason: "an operator said so".into() });
         world.pass(DAY);
         world.hosts.get_mut(&target).unwrap().order(&order, value);
@@ -187,7 +186,8 @@ fn without_fresh_a_reader_that_no_report_has_shown_yet_fails() {
     bites(Clause::Fresh, policy(), |world| {
         let by = world.effect_of(v(1));
         world.rotate();
-        world.pump_until(|world| world.credential().phase(v(1)) != Some(lifecycle::credential::Phase::Active));
+        world
+            .pump_until(|world| world.credential().phase(v(1)) != Some(lifecycle::credential::Phase::Active));
         // It read the old one a moment ago; the host knows, and has not said so.
         world.host(1).others.insert(HolderId::new("proc:7:7").unwrap(), (v(1), by));
         world.pump();
@@ -203,7 +203,11 @@ fn a_manual_consumer_fails_no_rollout_and_keeps_the_old_version() {
     world.settle();
     world.pass(DAY);
     assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
-    assert!(world.blocks(v(1), Clause::Adopted) && world.blocks(v(1), Clause::NoHolder), "{}", world.picture());
+    assert!(
+        world.blocks(v(1), Clause::Adopted) && world.blocks(v(1), Clause::NoHolder),
+        "{}",
+        world.picture()
+    );
     world.host(1).start_app();
     world.hear_all();
     world.settle();

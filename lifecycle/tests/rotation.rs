@@ -1,5 +1,7 @@
 //! The main road: a rotation from the wish to the revocation, and what may go wrong on it.
 
+#![allow(clippy::unwrap_used, clippy::similar_names, reason = "what does not fit ends the test")]
+
 mod world;
 
 use lifecycle::credential::{Clause, Phase};

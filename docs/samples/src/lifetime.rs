@@ -27,7 +27,7 @@ mod tests {
     #[test]
     fn lives_end_within_the_last_tenth_and_not_all_at_once() {
         let now = Instant::now();
-        let day = Duration::from_secs(86_400);
+        let day = Duration::from_hours(24);
         for random in [0.0, 0.5, 1.0] {
             let life = Lifetime::begin(now, day, random);
             assert!(!life.is_over(now + day.mul_f64(0.89)));

@@ -107,7 +107,7 @@ mod tests {
         let place = directory.path().join("db.json");
         symlink(set.join("..data/db.json"), &place).unwrap();
         // An hour: only an event can make this test end.
-        let mut watched = WatchedFile::open(&place, Duration::from_secs(3600)).unwrap();
+        let mut watched = WatchedFile::open(&place, Duration::from_hours(1)).unwrap();
         assert_eq!(watched.content(), b"one");
         flip(&set, "2", "two");
         assert_eq!(watched.changed(), b"two");
@@ -120,7 +120,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("db.json");
         std::fs::write(&place, "one").unwrap();
-        let mut watched = WatchedFile::open(&place, Duration::from_secs(3600)).unwrap();
+        let mut watched = WatchedFile::open(&place, Duration::from_hours(1)).unwrap();
         std::fs::write(directory.path().join(".new"), "two").unwrap();
         std::fs::rename(directory.path().join(".new"), &place).unwrap();
         assert_eq!(watched.changed(), b"two");

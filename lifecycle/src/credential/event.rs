@@ -20,6 +20,7 @@ pub struct Input {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "reports are the common case; boxing them would buy nothing")]
 pub enum Event {
     /// Time passed. Sent at least at [`super::Credential::next_due`].
     Tick,

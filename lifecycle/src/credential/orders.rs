@@ -91,16 +91,16 @@ impl Credential {
     ) -> Option<(Version, Course)> {
         let rollout = self.rollout.as_ref()?;
         if target.current() == Some(version) {
-            return self.plan_forward(target, version, permits);
+            return Self::plan_forward(target, version, permits);
         }
         if target.left(version) {
             return None;
         }
         let is_canary = rollout.canaries.contains(id);
         match rollout.stage {
-            Stage::Canary if is_canary => self.plan_forward(target, version, permits),
+            Stage::Canary if is_canary => Self::plan_forward(target, version, permits),
             Stage::Flip { at } if is_canary || turn.reached(at) => {
-                self.plan_forward(target, version, permits)
+                Self::plan_forward(target, version, permits)
             }
             Stage::Flip { at } if is_staged(target, version) => Some((version, Course::Arm(at))),
             _ => {
@@ -129,15 +129,10 @@ impl Credential {
         if target.left(active) {
             return None;
         }
-        self.plan_forward(target, active, permits)
+        Self::plan_forward(target, active, permits)
     }
 
-    fn plan_forward(
-        &self,
-        target: &Target,
-        version: Version,
-        permits: &mut u32,
-    ) -> Option<(Version, Course)> {
+    fn plan_forward(target: &Target, version: Version, permits: &mut u32) -> Option<(Version, Course)> {
         if target.current() != Some(version) {
             return Some((version, Course::Activate));
         }
@@ -252,16 +247,14 @@ impl Credential {
             }
             Course::Back => (!is_current || !accepted).then_some(OrderKind::RollBack { to: version })?,
             _ if !is_staged(target, version) => OrderKind::Stage { version, effect: minted_by },
-            Course::Stage => return None,
             Course::Arm(instant) if !is_current && report.armed != Some(version) && !target.is_store() => {
                 at = Some(instant);
                 OrderKind::Arm { version, in_ms: instant.since(turn.now), answers }
             }
-            Course::Arm(_) => return None,
             Course::Activate | Course::Adopt if !is_current || (!accepted && !target.is_store()) => {
                 OrderKind::Activate { version, answers }
             }
-            Course::Activate => return None,
+            Course::Stage | Course::Arm(_) | Course::Activate => return None,
             Course::Adopt => (report.permitted != Some(version)).then_some(OrderKind::Adopt { version })?,
         };
         let carries_value = matches!(kind, OrderKind::Stage { .. })

@@ -127,6 +127,11 @@ impl Machine {
             (Phase::Waiting { revive: true, .. }, life) if by != By::Itself && permitted => {
                 Phase::Adopting { was: life, was_healthy, revive: true }
             }
+            (Phase::Waiting { was: Some(was), revive: false }, Some(life))
+                if turn.back && *was == life && taking.healthy_on == Some(turn.version) =>
+            {
+                Phase::Settled
+            }
             // Also one that was stopped while it was being made to take the version up, or within its settle time.
             (Phase::New | Phase::Waiting { .. } | Phase::Adopting { .. } | Phase::Settling { .. }, None) => {
                 Phase::Idle
@@ -144,6 +149,7 @@ impl Machine {
         };
         taking.phase = next;
         self.go_on(turn, consumer);
+        self.settle_set();
     }
 
     pub(super) fn took_up(&mut self, turn: Turn, consumer: &ConsumerName, life: Life) {
@@ -347,10 +353,14 @@ impl super::SetState {
 
 /// Where a consumer stands right after a flip.
 fn after_flip(taking: &Taking, turn: Turn) -> Phase {
-    let untouched = matches!(taking.phase, Phase::Waiting { revive: false, .. } | Phase::Idle);
-    if turn.back && untouched && taking.healthy_on == Some(turn.version) {
-        // It never left the version that the host returns to.
-        return Phase::Settled;
+    if turn.back && taking.healthy_on == Some(turn.version) {
+        match &taking.phase {
+            // It never left the version that the host returns to.
+            Phase::Idle | Phase::Waiting { was: None, revive: false } => return Phase::Settled,
+            // Nor did this one, unless it began a new life by itself meanwhile: a look tells.
+            waiting @ Phase::Waiting { revive: false, .. } => return waiting.clone(),
+            _ => {}
+        }
     }
     let revive = turn.back
         && matches!(taking.phase, Phase::Adopting { .. } | Phase::Settling { .. } | Phase::Failed { .. });

@@ -4,6 +4,13 @@
 //! The judge speaks of the world only: which login was refused, which host lies on a revoked version.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::similar_names,
+    reason = "what does not fit ends the test"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,8 +23,7 @@ use lifecycle::host::{
 };
 use lifecycle::report::{Gap, Holder, PlaceFault};
 use lifecycle::{
-    ConsumerName, EffectId, Epoch, Evidence, GapId, HolderId, Millis, Order, OrderKind, SetReport, TargetId,
-    Version,
+    ConsumerName, EffectId, Epoch, Evidence, GapId, HolderId, Millis, Order, SetReport, TargetId, Version,
 };
 
 pub const FIRST: Epoch = Epoch { counter: 1, id: 11 };
@@ -96,6 +102,8 @@ pub struct Host {
     pub oneshot: bool,
     /// Processes that nothing shows.
     pub hidden: Vec<(Version, EffectId)>,
+    /// The value that came with the newest order.
+    pub incoming: Option<EffectId>,
 }
 
 impl Host {
@@ -116,7 +124,7 @@ impl Host {
         while let Some(event) = events.pop() {
             let (state, effects) = host::step(self.state.clone(), self.input(), event);
             self.state = state;
-            let outcomes: Vec<HostEvent> = effects.into_iter().flat_map(|e| self.carry_out(e)).collect();
+            let outcomes: Vec<HostEvent> = effects.into_iter().filter_map(|e| self.carry_out(e)).collect();
             events.extend(outcomes.into_iter().rev());
         }
     }
@@ -128,7 +136,12 @@ impl Host {
                 None
             }
             HostEffect::Answer(host::Answer::Accepted) => None,
-            HostEffect::Write { version } => Some(HostEvent::Written { version }),
+            HostEffect::Write { version } => {
+                if let Some(value) = self.incoming {
+                    self.files.insert(version, value);
+                }
+                Some(HostEvent::Written { version })
+            }
             HostEffect::Flip { version } => {
                 self.link = Some(version);
                 self.shown.push(version);
@@ -243,9 +256,7 @@ impl Host {
     }
 
     pub fn order(&mut self, order: &Order, value: Option<EffectId>) {
-        if let (OrderKind::Stage { version, .. }, Some(value)) = (&order.kind, value) {
-            self.files.insert(*version, value);
-        }
+        self.incoming = value;
         let digest = value.map(|value| Digest(value.to_string()));
         let age = (!self.clock_off).then_some(Millis(0));
         self.give(HostEvent::Order { order: order.clone(), digest, age });

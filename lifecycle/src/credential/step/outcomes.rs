@@ -179,19 +179,18 @@ impl Credential {
             return;
         }
         for mark in found.into_iter().flatten() {
-            match self.version_of(mark) {
-                Some(version) => self.revive_leftover(version, turn),
-                None => {
-                    let version = self.next_version();
-                    turn.audit(format!("the backend has a version that no record names: kept as {version}"));
-                    let kept = Kept {
-                        // Never known to be in use: any other version may replace it.
-                        aborted: Some("found at the backend; no record names it".into()),
-                        ..Kept::found(mark, turn.now)
-                    };
-                    self.versions.insert(version, kept);
-                }
+            if let Some(version) = self.version_of(mark) {
+                self.revive_leftover(version, turn);
+                continue;
             }
+            let version = self.next_version();
+            turn.audit(format!("the backend has a version that no record names: kept as {version}"));
+            let kept = Kept {
+                // Never known to be in use: any other version may replace it.
+                aborted: Some("found at the backend; no record names it".into()),
+                ..Kept::found(mark, turn.now)
+            };
+            self.versions.insert(version, kept);
         }
     }
 

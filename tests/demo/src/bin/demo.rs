@@ -34,6 +34,8 @@ enum Server {
     Pg18,
 }
 
+type Act = fn(&mut Scene) -> anyhow::Result<()>;
+
 fn main() -> std::process::ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
@@ -63,7 +65,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let mut scene = Scene::set(terminal.clone(), Wish { server })?;
     let wanted = |act: u8| arguments.acts.is_empty() || arguments.acts.contains(&act);
-    let acts: [(u8, fn(&mut Scene) -> anyhow::Result<()>); 4] = [
+    let acts: [(u8, Act); 4] = [
         (1, acts::rotation::play),
         (2, acts::chaos::play),
         (3, acts::unusable::play),
