@@ -121,7 +121,8 @@ impl Credential {
             if kept.aborted.is_some() && !kept.found {
                 return self.plan_back(target, current);
             }
-            if kept.found || Some(current) > self.active {
+            let later = Some(current) > self.active && kept.compromise.is_none();
+            if kept.found || later {
                 return None;
             }
         }
@@ -161,7 +162,10 @@ impl Credential {
                 && self.is_sendable(*version)
                 && self.versions.get(version).is_some_and(|kept| kept.aborted.is_none() && kept.verified)
         };
-        let healthy = target.healthy.iter().rev().copied().find(|v| usable(v) && is_staged(target, *v));
+        let trusted = |version: &Version| {
+            usable(version) && self.versions.get(version).is_some_and(|kept| kept.compromise.is_none())
+        };
+        let healthy = target.healthy.iter().rev().copied().find(|v| trusted(v) && is_staged(target, *v));
         let to = healthy.or(self.active.filter(usable))?;
         let course = if target.has(to) && !target.is_store() { Course::Back } else { Course::Activate };
         Some((to, course))
