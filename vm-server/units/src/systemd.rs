@@ -28,6 +28,9 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
+/// Where systemd itself listens.
+const OWN_SOCKET: &str = "/run/systemd/private";
+
 /// How long one call may take.
 const CALL_MS_MAX: u64 = 30_000;
 /// How long a job may take: longer than systemd's own default for starting after stopping, which is 3 minutes.
@@ -44,6 +47,21 @@ type Connecting = Pin<Box<dyn Future<Output = zbus::Result<Connection>> + Send>>
 pub struct Connector(Arc<dyn Fn() -> Connecting + Send + Sync>);
 
 impl Connector {
+    /// systemd's own socket, which is there from its start on and needs no bus, as `systemctl` of root uses it; the
+    /// system bus where that cannot be had. Early in boot the bus waits for `basic.target`, and that for the sets.
+    pub fn of_host() -> Self {
+        let bus = Self::system_bus();
+        Self::new(move || {
+            let bus = bus.clone();
+            Box::pin(async move {
+                match own_socket().await {
+                    Ok(connection) => Ok(connection),
+                    Err(_) => (bus.0)().await,
+                }
+            })
+        })
+    }
+
     /// The system bus.
     pub fn system_bus() -> Self {
         Self::new(|| {
@@ -58,6 +76,13 @@ impl Connector {
     pub fn new(connect: impl Fn() -> Connecting + Send + Sync + 'static) -> Self {
         Self(Arc::new(connect))
     }
+}
+
+/// Only root is let in.
+async fn own_socket() -> zbus::Result<Connection> {
+    let limit = Duration::from_millis(CALL_MS_MAX);
+    let stream = std::os::unix::net::UnixStream::connect(OWN_SOCKET).map_err(|error| zbus::Error::InputOutput(Arc::new(error)))?;
+    zbus::connection::Builder::unix_stream(stream).p2p().method_timeout(limit).build().await
 }
 
 /// systemd, with a connection that is made when it is needed and again when it was lost.
