@@ -29,3 +29,4 @@ mod witness;
 pub use journal::JournalError;
 pub use keep::{KeepError, Keeper};
 pub use run::{RunError, run};
+pub use witness::{EXACT_RESPONDER, EXACT_WATCHER};

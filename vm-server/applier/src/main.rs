@@ -46,6 +46,21 @@ fn main() -> ExitCode {
             }
         };
     }
+    // The two processes of the exact mode do that and nothing else.
+    let of_exact_mode = match words.as_slice() {
+        [word] if word == eso_vm_applier::EXACT_RESPONDER => Some(opens::exact::respond_on_stdio()),
+        [word] if word == eso_vm_applier::EXACT_WATCHER => Some(opens::exact::watch_on_stdio()),
+        _ => None,
+    };
+    if let Some(ended) = of_exact_mode {
+        return match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let arguments = Arguments::parse();
     let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(
         tracing_subscriber::EnvFilter::try_from_env("ESO_LOG")

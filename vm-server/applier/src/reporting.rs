@@ -161,6 +161,9 @@ impl Applier {
             mean("systemd", systemd, asked.to_owned()),
             mean("sealed_copies", self.keeper == Keeper::SystemdCreds, kept),
         ];
+        if let Some(exact) = &self.tools.witness.exact {
+            means.push(mean("exact", self.tools.witness.is_exact(), exact.clone()));
+        }
         for (name, mounted) in &self.tools.mounts {
             let why = mounted.why.as_deref().map_or_else(String::new, |why| format!(": {why}"));
             let detail = format!("{name} lies on a {}{why}", mounted.backing.word());

@@ -12,6 +12,7 @@ use holders::{
 };
 use host_policy::{EvidenceMode, PlaceKind, SetPolicy};
 use lifecycle::{ConsumerName, Evidence as Kind, Millis, SetName, Version};
+use opens::exact::Exact;
 use opens::{Capability, Group, Inode, Queue};
 use rustix::event::{PollFd, PollFlags, poll};
 use units::{Health, LifeId};
@@ -21,6 +22,11 @@ use crate::input::Input;
 /// The name of the group's descriptor in the descriptor store of whoever supervises us.
 pub(crate) const KEPT_NAME: &str = "opens";
 
+/// The word by which our program becomes the responder of the exact mode.
+pub const EXACT_RESPONDER: &str = "exact-responder";
+/// The word by which our program becomes its watcher.
+pub const EXACT_WATCHER: &str = "exact-watcher";
+
 /// What this host can see of readers.
 pub(crate) struct Witness {
     pub(crate) proc: Proc,
@@ -29,6 +35,8 @@ pub(crate) struct Witness {
     thread: Option<OwnedFd>,
     /// The last applier was killed while it took readers over: what it took is lost.
     pub(crate) interrupted: bool,
+    /// What became of the exact mode, where policy asks for it.
+    pub(crate) exact: Option<String>,
     kind: Kind,
     why: String,
     /// Whether the group was kept for us over our restart, with its marks and events.
@@ -44,6 +52,8 @@ struct Taker {
     group: Group,
     proc: Proc,
     taking: Option<Taking>,
+    /// Holds each opener until we know who it is.
+    exact: Option<Exact>,
     /// Taken, and not yet charged to anybody.
     pending: Look,
     /// The applier's thread knows that there is something.
@@ -53,15 +63,38 @@ struct Taker {
 impl Taker {
     fn take(&mut self) {
         let began = boot_clock();
-        if !self.group.has_events() {
+        let has_news = self.group.has_events() || self.exact.as_ref().is_some_and(Exact::has_news);
+        if !has_news {
             self.pending.join(Look { began, drained: true, ..Look::default() });
             return;
         }
         // Without the mark a killed applier would look as if it had lost nothing; then it is better not to take.
         match self.taking.as_ref().map_or(Ok(()), Taking::begin) {
-            Ok(()) => self.pending.join(self.proc.take(&self.group, None)),
+            Ok(()) => {
+                let look = self.proc.take(&self.group, self.exact.as_mut());
+                if look.exact_ended {
+                    tracing::error!(
+                        "the exact mode has ended: short readers may get away until our next start"
+                    );
+                    self.exact = None;
+                }
+                self.pending.join(look);
+            }
             Err(error) => tracing::error!(%error, "readers are not taken over"),
         }
+    }
+}
+
+impl Taker {
+    fn mark(&mut self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.group.mark(file).map_err(io::Error::other)?;
+        if let Some(exact) = &mut self.exact
+            && let Err(error) = exact.mark(file)
+        {
+            // The group sees its readers all the same.
+            tracing::error!(%error, "readers of a file are not held");
+        }
+        Ok(())
     }
 }
 
@@ -129,6 +162,7 @@ impl Witness {
             taker: None,
             thread: None,
             interrupted: false,
+            exact: None,
             kind: Kind::Declared,
             why: String::new(),
             kept: false,
@@ -144,7 +178,36 @@ impl Witness {
             Capability::Kernel => witness.open_group(kept, mark),
             Capability::Without(why) => witness.why = format!("opens cannot be seen here: {why}"),
         }
+        if mode == EvidenceMode::Exact {
+            witness.start_exact();
+        }
         witness
+    }
+
+    /// Without it readers are still seen, but for those that are gone before we look: each of them is a gap.
+    fn start_exact(&mut self) {
+        let Some(taker) = self.taker.clone() else { return };
+        let started = std::env::current_exe().map_err(|error| error.to_string()).and_then(|program| {
+            Exact::start(&program, &[EXACT_RESPONDER], &[EXACT_WATCHER]).map_err(|error| error.to_string())
+        });
+        match started {
+            Ok(exact) => {
+                for pid in [exact.responder(), exact.watcher()] {
+                    self.ours.extend(i32::try_from(pid));
+                }
+                self.exact = Some("each opener is held until it was written down".to_owned());
+                taker.lock().unwrap_or_else(PoisonError::into_inner).exact = Some(exact);
+            }
+            Err(why) => {
+                tracing::error!(why, "the exact mode does not work");
+                self.exact = Some(format!("it does not work here: {why}"));
+            }
+        }
+    }
+
+    /// Whether openers are held now.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.taker().is_some_and(|taker| taker.exact.is_some())
     }
 
     fn open_group(&mut self, kept: Option<OwnedFd>, mark: &Path) {
@@ -174,7 +237,7 @@ impl Witness {
         self.kind = Kind::Kernel;
         self.stored = store(&group);
         let (proc, taking) = (Proc::new(), Some(taking));
-        let taker = Taker { group, proc, taking, pending: Look::default(), told: false };
+        let taker = Taker { group, proc, taking, exact: None, pending: Look::default(), told: false };
         self.taker = Some(Arc::new(Mutex::new(taker)));
     }
 
@@ -213,8 +276,8 @@ impl Witness {
         policy: &'a SetPolicy,
     ) -> impl FnMut(&str, BorrowedFd<'_>) -> io::Result<()> + 'a {
         move |name, fd| {
-            if let Some(taker) = self.taker() {
-                taker.group.mark(fd).map_err(io::Error::other)?;
+            if let Some(mut taker) = self.taker() {
+                taker.mark(fd)?;
             }
             let stat = rustix::fs::fstat(fd)?;
             pins.pin(version, &stat, fd)?;
@@ -276,7 +339,7 @@ impl Witness {
             let (Ok(stat), Some(path)) = (rustix::fs::fstat(&file), place.path.to_str()) else { continue };
             let is_known = |file: &File| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
             if evidence.versions().any(|version| evidence.watched(version).any(is_known)) {
-                if let Some(Err(error)) = self.taker().map(|taker| taker.group.mark(&file)) {
+                if let Some(Err(error)) = self.taker().map(|mut taker| taker.mark(file.as_fd())) {
                     tracing::warn!(place = path, %error, "a copy cannot be watched again");
                 }
                 continue;
@@ -338,8 +401,14 @@ impl Witness {
 fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &Sender<Input>) {
     // On a busy machine a reader would be gone before it is our turn. Of this thread only; it may be forbidden.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -20);
+    let held = {
+        let taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
+        taker.exact.as_ref().and_then(|exact| exact.as_fd().try_clone_to_owned().ok())
+    };
+    let mut held = held.as_ref();
     loop {
-        let mut polled = [PollFd::new(group, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+        let mut polled = vec![PollFd::new(group, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
+        polled.extend(held.map(|held| PollFd::new(held, PollFlags::IN)));
         match poll(&mut polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
@@ -352,6 +421,9 @@ fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &
         }
         let mut taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
         taker.take();
+        if taker.exact.is_none() {
+            held = None;
+        }
         let news = !taker.pending.is_empty() && !std::mem::replace(&mut taker.told, true);
         drop(taker);
         if news && inbox.send(Input::Stirred).is_err() {

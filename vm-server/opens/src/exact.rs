@@ -179,6 +179,14 @@ impl Exact {
         }
     }
 
+    /// Whether [`Exact::read`] has something to say.
+    pub fn has_news(&self) -> bool {
+        let mut polled = [rustix::event::PollFd::new(&self.control, rustix::event::PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        // In doubt it has.
+        rustix::event::poll(&mut polled, Some(&at_once)).map_or(true, |ready| ready > 0)
+    }
+
     /// The responder's process.
     pub fn responder(&self) -> u32 {
         self.responder.id()

@@ -83,6 +83,8 @@ pub enum MountMode {
 pub enum EvidenceMode {
     /// `kernel` where it works, else `declared`. Which one is reported.
     Auto,
+    /// `kernel`, and each opener waits until its identity was written down, so that a short one does not get away.
+    Exact,
     /// `declared`, also where more would work.
     Declared,
 }

@@ -191,8 +191,9 @@ fn read_daemon(section: Option<&Section<'_>>) -> Result<Daemon, PolicyError> {
             "directory" => MountMode::Directory,
             _ => MountMode::Auto,
         },
-        evidence: match word_or("evidence", "auto", &["auto", "declared"])? {
+        evidence: match word_or("evidence", "auto", &["auto", "exact", "declared"])? {
             "declared" => EvidenceMode::Declared,
+            "exact" => EvidenceMode::Exact,
             _ => EvidenceMode::Auto,
         },
         report_ms: match get("report_ms") {

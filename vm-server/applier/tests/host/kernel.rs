@@ -77,6 +77,38 @@ fn readers_are_seen_and_their_version_lives_until_they_let_go() {
 }
 
 #[test]
+fn in_the_exact_mode_a_reader_of_a_moment_is_named_by_its_parent() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with(&policy(r#"adopt = "restart""#), "evidence = \"exact\"\n");
+    host.up();
+    let (mut host, _app) = started(host);
+    let means = &host.report.as_ref().unwrap().means;
+    assert!(means.iter().any(|mean| mean.name == "exact" && mean.in_use), "{means:#?}");
+    let script = r#"for _ in 1 2 3 4 5 6 7 8; do value=$(cat "$1"); done; echo read; read _"#;
+    let mut parent = Command::new("setsid")
+        .args(["/bin/bash", "-c", script, "parent"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    parent.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    host.roll_out(2, 2);
+    let report = host.order(2, seal(1));
+    assert!(!report.gone.contains(&v(1)), "{report:#?}");
+    host.until("the parent by name", |report| {
+        report.gaps.is_empty()
+            && report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
+    });
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+    host.until("gone", |report| report.gone.contains(&v(1)));
+}
+
+#[test]
 fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     if !is_able() {
         return;
