@@ -162,7 +162,9 @@ fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
             Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(std::fs::TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(OpenError::Locked { path: path.to_owned() });
+            }
             Err(std::fs::TryLockError::Error(why)) => return Err(failed(why)),
         }
     }

@@ -1,5 +1,9 @@
 //! What the store refuses, keeps and never does.
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests are named for what they hold, and stop at what they did not expect")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "tests are named for what they hold, and stop at what they did not expect"
+)]
 
 use std::path::Path;
 
