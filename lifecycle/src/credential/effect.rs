@@ -7,7 +7,7 @@ use crate::id::{EffectId, Millis, TargetId, Version};
 use crate::order::Order;
 
 /// One thing to do, with the id that its outcome names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Effect {
     /// Names it for ever. Of a `Mint` it is also what names at the backend are made from, and where the value is
     /// stored.
@@ -17,7 +17,7 @@ pub struct Effect {
 }
 
 /// What to do.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EffectKind {
     /// Find out whether we may mint and revoke.

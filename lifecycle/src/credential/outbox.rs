@@ -29,6 +29,24 @@ impl Credential {
         id
     }
 
+    /// The same state, but for the ids of orders and questions on their way, which are renamed by what they say: so
+    /// a search does not take two ways to one state for two states. No outcome names them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_plain_ids(mut self) -> Self {
+        let outbox = std::mem::take(&mut self.outbox);
+        let is_message = |kind: &EffectKind| matches!(kind, EffectKind::Send { .. } | EffectKind::Ask { .. });
+        let (mut messages, rest): (Vec<_>, Vec<_>) =
+            outbox.into_iter().partition(|(_, pending)| is_message(&pending.effect.kind));
+        messages.sort_by(|(_, a), (_, b)| a.effect.kind.cmp(&b.effect.kind));
+        self.outbox.extend(rest);
+        for (number, (_, mut pending)) in (0..).zip(messages) {
+            pending.effect.id = EffectId(number);
+            self.outbox.insert(EffectId(number), pending);
+        }
+        self
+    }
+
     pub(crate) fn has_open(&self, is: impl Fn(&EffectKind) -> bool) -> bool {
         self.outbox.values().any(|p| is(&p.effect.kind))
     }
