@@ -21,7 +21,8 @@ pub struct Rules {
     pub main_pids: BTreeMap<ConsumerName, i32>,
     /// Our own processes, by number.
     pub ours: BTreeSet<i32>,
-    /// Our own mount namespace; 0 where unknown. A program's path says something only within it.
+    /// The mount namespace of PID 1; 0 where unknown. A program's path says something only within it. We may be in
+    /// another one ourselves.
     pub mount_namespace: u64,
 }
 
@@ -55,7 +56,7 @@ pub struct Release {
 pub struct Exempt {
     /// Processes of this unit.
     pub unit: Option<String>,
-    /// Processes that run this program, in our own mount namespace.
+    /// Processes that run this program, in the mount namespace of PID 1.
     pub exe: Option<String>,
     /// Only those of this user.
     pub uid: Option<u32>,
@@ -93,7 +94,7 @@ impl Rules {
             pid_1_reads_for: BTreeMap::new(),
             main_pids: BTreeMap::new(),
             ours,
-            mount_namespace: crate::scan::own_mount_namespace(),
+            mount_namespace: crate::scan::mount_namespace_of_pid_1(),
         }
     }
 

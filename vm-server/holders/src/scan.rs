@@ -339,6 +339,14 @@ pub(crate) fn own_mount_namespace() -> u64 {
     namespace(Path::new("/proc/self"))
 }
 
+/// Our own where that of PID 1 is not ours to know.
+pub(crate) fn mount_namespace_of_pid_1() -> u64 {
+    match namespace(Path::new("/proc/1")) {
+        0 => own_mount_namespace(),
+        of_pid_1 => of_pid_1,
+    }
+}
+
 /// ENOENT before it is opened, ESRCH after.
 pub(crate) fn is_vanished(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
