@@ -73,9 +73,9 @@ impl Supervisor {
     /// [`crate::probe::run_as_program`] does: the applier itself.
     pub fn new(mode: SupervisorMode, program: PathBuf) -> Self {
         match mode {
-            SupervisorMode::Systemd => Self::with_systemd(Systemd::new(Connector::of_host()), program),
+            SupervisorMode::Systemd => Self::with_systemd(Systemd::new(Connector::system_bus()), program),
             SupervisorMode::Auto if Systemd::is_here() => {
-                Self::with_systemd(Systemd::new(Connector::of_host()), program)
+                Self::with_systemd(Systemd::new(Connector::system_bus()), program)
             }
             SupervisorMode::Auto | SupervisorMode::None => Self::without_systemd(),
         }

@@ -222,12 +222,12 @@ fn http(page: &Http, limit: Duration) -> Result<(), String> {
     let rest = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
     stream.set_read_timeout(Some(rest)).map_err(failed)?;
     stream.set_write_timeout(Some(rest)).map_err(failed)?;
-    write!(
-        stream,
+    // In one piece: a server may answer and close before it has read the rest.
+    let asked = format!(
         "GET {} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: eso-vm-server\r\nConnection: close\r\n\r\n",
         page.path
-    )
-    .map_err(failed)?;
+    );
+    stream.write_all(asked.as_bytes()).map_err(failed)?;
     let mut answer = Vec::new();
     let mut bytes = std::io::BufReader::new(stream.take(ANSWER_BYTES_MAX)).bytes();
     while let Some(byte) = bytes.next().transpose().map_err(failed)? {

@@ -3,7 +3,7 @@
 //! A job is followed from before it is asked for: the signal that it ended may come before the reply that names it.
 //! Signals count only from whoever owns systemd's name on the bus, since any peer may send one that looks alike.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -28,9 +28,6 @@ const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
-/// Where systemd itself listens.
-const OWN_SOCKET: &str = "/run/systemd/private";
-
 /// How long one call may take.
 const CALL_MS_MAX: u64 = 30_000;
 /// How long a job may take: longer than systemd's own default for starting after stopping, which is 3 minutes.
@@ -47,22 +44,8 @@ type Connecting = Pin<Box<dyn Future<Output = zbus::Result<Connection>> + Send>>
 pub struct Connector(Arc<dyn Fn() -> Connecting + Send + Sync>);
 
 impl Connector {
-    /// systemd's own socket, which is there from its start on and needs no bus, as `systemctl` of root uses it; the
-    /// system bus where that cannot be had. Early in boot the bus waits for `basic.target`, and that for the sets.
-    pub fn of_host() -> Self {
-        let bus = Self::system_bus();
-        Self::new(move || {
-            let bus = bus.clone();
-            Box::pin(async move {
-                match own_socket().await {
-                    Ok(connection) => Ok(connection),
-                    Err(_) => (bus.0)().await,
-                }
-            })
-        })
-    }
-
-    /// The system bus.
+    /// The system bus. systemd's own socket would be there earlier in boot, but names itself in a way that zbus
+    /// takes for malformed.
     pub fn system_bus() -> Self {
         Self::new(|| {
             Box::pin(async {
@@ -78,18 +61,17 @@ impl Connector {
     }
 }
 
-/// Only root is let in.
-async fn own_socket() -> zbus::Result<Connection> {
-    let limit = Duration::from_millis(CALL_MS_MAX);
-    let stream = std::os::unix::net::UnixStream::connect(OWN_SOCKET).map_err(|error| zbus::Error::InputOutput(Arc::new(error)))?;
-    zbus::connection::Builder::unix_stream(stream).p2p().method_timeout(limit).build().await
-}
-
 /// systemd, with a connection that is made when it is needed and again when it was lost.
 #[derive(Clone)]
 pub struct Systemd {
     connector: Connector,
-    connection: Arc<Mutex<Option<Connection>>>,
+    kept: Arc<Mutex<Option<Kept>>>,
+}
+
+/// A connection, and the units that systemd keeps loaded because of it.
+struct Kept {
+    connection: Connection,
+    units: HashSet<String>,
 }
 
 /// How a job ended.
@@ -120,13 +102,13 @@ impl Systemd {
 
     /// Connects when it is first asked something.
     pub fn new(connector: Connector) -> Self {
-        Self { connector, connection: Arc::new(Mutex::new(None)) }
+        Self { connector, kept: Arc::new(Mutex::new(None)) }
     }
 
     async fn connection(&self) -> Result<Connection, UnitError> {
-        let mut kept = self.connection.lock().await;
-        if let Some(connection) = kept.as_ref().filter(|connection| !connection.is_closed()) {
-            return Ok(connection.clone());
+        let mut kept = self.kept.lock().await;
+        if let Some(kept) = kept.as_ref().filter(|kept| !kept.connection.is_closed()) {
+            return Ok(kept.connection.clone());
         }
         let connecting = timeout(Duration::from_millis(CALL_MS_MAX), (self.connector.0)());
         let connection = connecting
@@ -140,12 +122,12 @@ impl Systemd {
             Ok(()) | Err(UnitError::Systemd { .. }) => {}
             Err(error) => return Err(error),
         }
-        *kept = Some(connection.clone());
+        *kept = Some(Kept { connection: connection.clone(), units: HashSet::new() });
         Ok(connection)
     }
 
     async fn drop_connection(&self) {
-        *self.connection.lock().await = None;
+        *self.kept.lock().await = None;
     }
 
     async fn call<B>(
@@ -280,8 +262,29 @@ impl Systemd {
         if load == "not-found" {
             return Err(UnitError::Vanished { unit: unit.into(), state: load });
         }
+        self.keep_loaded(unit).await?;
         let service = self.properties(unit, path.as_str(), SERVICE).await?;
         Ok(UnitState { look: look_of(&general, &service), load, danger: danger(&general) })
+    }
+
+    /// Lets systemd remember a unit that we look at. Otherwise it forgets a oneshot with all that came of it, as soon
+    /// as that has ended and nothing else names it.
+    async fn keep_loaded(&self, unit: &str) -> Result<(), UnitError> {
+        let is_kept = |kept: &Kept| kept.units.contains(unit);
+        if self.kept.lock().await.as_ref().is_some_and(is_kept) {
+            return Ok(());
+        }
+        match self.call("keep", unit, (PATH, MANAGER, "RefUnit"), &unit).await {
+            Ok(_) => {
+                if let Some(kept) = self.kept.lock().await.as_mut() {
+                    kept.units.insert(unit.to_owned());
+                }
+                Ok(())
+            }
+            // Not allowed, or gone meanwhile: the next look tells.
+            Err(UnitError::Lost(message)) => Err(UnitError::Lost(message)),
+            Err(_) => Ok(()),
+        }
     }
 
     async fn properties(&self, unit: &str, path: &str, interface: &str) -> Result<Properties, UnitError> {

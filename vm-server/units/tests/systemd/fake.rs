@@ -162,7 +162,7 @@ async fn serve(connection: Connection, state: Arc<Mutex<State>>) {
         let header = call.header();
         let member = header.member().unwrap().to_string();
         match member.as_str() {
-            "Subscribe" => connection.reply(&header, &()).await.unwrap(),
+            "Subscribe" | "RefUnit" => connection.reply(&header, &()).await.unwrap(),
             "LoadUnit" => connection.reply(&header, &path(UNIT_PATH)).await.unwrap(),
             "GetAll" => {
                 let interface: String = call.body().deserialize().unwrap();
