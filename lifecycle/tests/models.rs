@@ -5,9 +5,9 @@
 //! number of times, or never. What can no longer change anything is dropped from it, which changes nothing. State holds
 //! no clock and no id that only counts, so that ways which meet are seen to meet. A search that meets its limit fails.
 
-mod world;
-
 #![allow(clippy::unwrap_used, clippy::panic, reason = "what does not fit ends the test")]
+
+mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -34,7 +34,6 @@ struct Budget {
     ticks: u8,
     part: u8,
     revert: u8,
-    settle_late: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -470,10 +469,13 @@ fn a_lost_disarm() {
         slow_backend: false,
         reaches: vec![
             new_one_dies(),
-            Property::sometimes("an armed host flips although the rollout was aborted", |_: &Danger, state: &State| {
-                let aborted = state.credential.version(v(2)).is_some_and(|view| view.aborted.is_some());
-                aborted && state.hosts[1].link == Some(v(2))
-            }),
+            Property::sometimes(
+                "an armed host flips although the rollout was aborted",
+                |_: &Danger, state: &State| {
+                    let aborted = state.credential.version(v(2)).is_some_and(|view| view.aborted.is_some());
+                    aborted && state.hosts[1].link == Some(v(2))
+                },
+            ),
         ],
     });
 }

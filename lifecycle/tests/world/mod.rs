@@ -516,7 +516,7 @@ impl World {
         let dull = |e: &Effect| matches!(e.kind, EffectKind::Sample { .. } | EffectKind::Sweep);
         !effects.is_empty()
             && effects.iter().all(dull)
-            && before.rollout().is_none()
+            && before.rollout().is_none_or(|rollout| rollout.halted.is_some())
             && before.versions().all(|view| {
                 view.phase.is_ended()
                     || !self
