@@ -1,5 +1,6 @@
 //! `eso-vm-applier`: the privileged half of a host.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,10 +63,13 @@ fn main() -> ExitCode {
         };
     }
     let arguments = Arguments::parse();
-    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(
-        tracing_subscriber::EnvFilter::try_from_env("ESO_LOG")
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-    );
+    let format = tracing_subscriber::fmt()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ESO_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        );
     format.init();
     match carry_out(arguments) {
         Ok(()) => ExitCode::SUCCESS,
