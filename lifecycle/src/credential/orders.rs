@@ -193,6 +193,13 @@ impl Credential {
                 orders.extend(self.next_order(target, turn));
             }
         }
+        if plan.is_none() {
+            orders.extend(self.old_disarms(target));
+            let called_off = |i: &Intent| orders.iter().any(|w| w.order.generation == i.generation);
+            if let Some(intent) = target.intent.as_mut().filter(|intent| called_off(intent)) {
+                intent.course = Course::Disarm;
+            }
+        }
         orders.extend(self.seals_for(target));
         for wanted in &orders {
             let version = wanted.order.kind.version();
@@ -207,9 +214,24 @@ impl Credential {
         orders
     }
 
+    /// Calls off what an earlier intent could still bring, where nothing newer was ever accepted.
+    fn old_disarms(&self, target: &Target) -> Vec<Wanted> {
+        if target.retired || target.answered < self.baseline {
+            return Vec::new();
+        }
+        let goes_on = self.rollout.as_ref().filter(|r| r.halted.is_none()).and_then(|r| r.version);
+        let given_up = |version: Version| ![target.current(), self.active, goes_on].contains(&Some(version));
+        let open = target.flips.iter().filter(|(version, _)| given_up(**version));
+        open.map(|(version, generation)| {
+            let kind = OrderKind::Disarm { version: *version };
+            Wanted { order: self.order(target, *generation, kind), value: None, at: None }
+        })
+        .collect()
+    }
+
     /// Makes the plan the target's intent; false when there is nothing to order for it.
     fn follow(&self, target: &mut Target, version: Version, course: Course, turn: &Turn) -> bool {
-        let left = target.rolled_back().filter(|r| r.from == version).map(|r| r.generation);
+        let left = target.left_in.get(&version).copied();
         if let Some(intent) = &mut target.intent
             && intent.version == version
             && (intent.course == course || (intent.course.is_forward() && !is_back(course)))

@@ -283,8 +283,10 @@ impl Credential {
         turn: &mut Turn,
     ) -> Option<String> {
         if target.left(version) {
-            let rolled_back = target.rolled_back()?;
-            return Some(format!("{id} rolled back: {}: {}", rolled_back.consumer, rolled_back.reason));
+            return Some(match target.rolled_back() {
+                Some(why) => format!("{id} rolled back: {}: {}", why.consumer, why.reason),
+                None => format!("{id} rolled back"),
+            });
         }
         let intent = target.intent.as_ref().filter(|intent| intent.version == version)?;
         if let Some(refused) = target.report.as_ref().and_then(|r| r.refused.as_ref()) {
@@ -356,6 +358,13 @@ impl Credential {
         let before = *before;
         turn.audit(format!("version {active} is aborted in favour of {before}: {reason}"));
         self.give_up(active, reason, turn);
+        let between = (std::ops::Bound::Excluded(before), std::ops::Bound::Excluded(active));
+        for (_, kept) in self.versions.range_mut(between) {
+            // Passed over, so that nothing later would ever replace it.
+            if kept.phase == Phase::Superseded && kept.aborted.is_none() && !kept.found {
+                kept.aborted = Some(reason.to_owned());
+            }
+        }
         if let Some(kept) = self.versions.get_mut(&before) {
             kept.phase = Phase::Active;
             kept.since = turn.now;
@@ -371,7 +380,8 @@ impl Credential {
         }
         let halted = self.rollout.as_ref().is_some_and(|r| r.halted.is_some());
         let stuck = self.versions.values().any(|kept| kept.stuck.is_some());
-        let returned = self.targets.values().any(|t| t.rolled_back().is_some() || t.barred);
+        let returned =
+            self.targets.values().any(|t| t.barred || t.left_in.keys().any(|version| t.left(*version)));
         if !halted && !stuck && !returned {
             return Err(IllegalEvent::NothingToResume);
         }
@@ -390,7 +400,7 @@ impl Credential {
             kept.refused = false;
         }
         for target in self.targets.values_mut() {
-            target.forgiven = target.rolled_back().map(|r| r.generation).or(target.forgiven);
+            target.forgiven = target.left_in.values().copied().max().max(target.forgiven);
             target.barred = false;
             if target.report.as_ref().is_some_and(|r| r.refused.is_some()) {
                 // A new intent, so that the old refusal is not read as its answer.

@@ -93,7 +93,6 @@ impl Credential {
             target.issued = 0;
             target.intent = None;
             target.answered = 0;
-            target.forgiven = None;
         }
         self.epoch = epoch;
         // Above every question of the life before, so that an old answer proves nothing.

@@ -173,7 +173,9 @@ pub(crate) struct Target {
     /// Its own policy does not admit the set: it takes part in no rollout until the next one or `resume` tries
     /// again, and what it has is withdrawn.
     pub(crate) barred: bool,
-    /// Its own rollback that `resume` answers.
+    /// Versions that it left by itself, each with the newest intent that it left.
+    pub(crate) left_in: BTreeMap<Version, Generation>,
+    /// Its own rollbacks up to this one are answered by `resume`.
     pub(crate) forgiven: Option<Generation>,
 }
 
@@ -307,7 +309,7 @@ impl Target {
 
     /// Left this version by itself, and nothing answered that yet.
     pub(crate) fn left(&self, version: Version) -> bool {
-        self.rolled_back().is_some_and(|r| r.from == version && self.forgiven != Some(r.generation))
+        self.left_in.get(&version).is_some_and(|left| self.forgiven < Some(*left))
     }
 
     /// Whether the newest report shows anything of the version.

@@ -133,6 +133,10 @@ impl Target {
         if report.refused.as_ref().is_some_and(|r| r.code == crate::credential::rollout::NOT_IN_POLICY) {
             self.barred = true;
         }
+        if let Some(rolled_back) = &report.rolled_back {
+            let left = self.left_in.entry(rolled_back.from).or_insert(rolled_back.generation);
+            *left = rolled_back.generation.max(*left);
+        }
         self.report = Some(report);
     }
 
@@ -144,6 +148,7 @@ impl Target {
         self.cleared.retain(|(v, _)| *v != version);
         self.cleared_gaps.retain(|(v, _)| *v != version);
         self.healthy.retain(|v| *v != version);
+        self.left_in.remove(&version);
     }
 
     pub(in crate::credential) fn is_store(&self) -> bool {
