@@ -1,1 +1,0 @@
-//! Drives real binaries: bench.
