@@ -439,7 +439,7 @@ fn quick() -> Policy {
 
 #[test]
 fn duplicated_lost_and_late_orders() {
-    let budget = Budget { rotate: 1, abort: 1, crash_host: 1, ..Budget::default() };
+    let budget = Budget { rotate: 1, abort: 1, ..Budget::default() };
     search(Danger {
         name: "duplicated, lost and late orders",
         start: State::start(quick(), false, budget),
@@ -483,7 +483,7 @@ fn a_lost_disarm() {
 #[test]
 fn a_partitioned_armed_host() {
     let policy = Policy { arm_ms: Millis(1_000), ..quick() };
-    let budget = Budget { rotate: 1, part: 1, ticks: 1, abort: 1, ..Budget::default() };
+    let budget = Budget { rotate: 1, part: 1, ticks: 1, ..Budget::default() };
     search(Danger {
         name: "a partitioned armed host",
         start: State::start(policy, false, budget),
@@ -499,7 +499,7 @@ fn a_partitioned_armed_host() {
 
 #[test]
 fn a_late_rollback() {
-    let budget = Budget { rotate: 1, abort: 1, resume: 1, ..Budget::default() };
+    let budget = Budget { rotate: 1, abort: 1, ..Budget::default() };
     let mut start = State::start(quick(), true, budget);
     start.hosts[1].slow = true;
     search(Danger {
