@@ -1,4 +1,4 @@
-//! Every default of a resource in one table, which the documentation repeats and a test compares.
+//! Every default of a resource in one table.
 
 use crate::credential::policy_defaults;
 use crate::load::{FILE_BYTES_MAX, FILES_MAX};
