@@ -55,21 +55,49 @@ fn each_mistake_is_named_where_it_stands() {
 
 #[test]
 fn the_annotated_example_is_valid() {
-    let files = ["config.toml", "conf.d/orders-db.toml"];
-    let texts = files.map(|file| (file, fs::read_to_string(here("examples").join(file)).unwrap()));
-    let dir = policy(&texts.each_ref().map(|(name, text)| (*name, text.as_str())));
-    let policy = HostPolicy::load(dir.path()).unwrap();
+    let policy = HostPolicy::load(example(str::to_owned).path()).unwrap();
     let set = policy.set(&"orders-db".parse().unwrap()).unwrap();
     assert_eq!(set.places.len(), 2);
     assert_eq!(set.places[1].kind, PlaceKind::Copy);
-    assert_eq!(set.access_of("password").mode, 0o440);
-    assert_eq!(set.consumers.len(), 3);
-    assert!(set.consumers[1].trust_reported);
-    assert_eq!(set.consumers[1].adopt, Adopt::Reload);
-    assert_eq!(set.consumers[2].adopt, Adopt::Signal(Signal::Hup));
-    assert!(matches!(set.consumers[2].life, Life::PidFile(_)));
+    assert_eq!(set.access_of("url").mode, 0o440);
+    let adopts: Vec<Adopt> = set.consumers.iter().map(|consumer| consumer.adopt).collect();
+    assert_eq!(adopts, [Adopt::Restart, Adopt::Signal(Signal::Hup), Adopt::Reopen, Adopt::Manual]);
+    let trusted: Vec<bool> = set.consumers.iter().map(|consumer| consumer.trust_reported).collect();
+    assert_eq!(trusted, [false, true, true, false]);
     assert!(matches!(set.consumers[0].probe.as_ref().unwrap().kind, ProbeKind::Http(_)));
+    assert!(matches!(set.consumers[1].life, Life::PidFile(_)));
+    assert!(set.consumers.iter().all(|consumer| consumer.settle_ms == defaults::SETTLE_MS));
+    assert_eq!((set.refresh_ms, set.consumers[1].start_ms), (defaults::REFRESH_MS, defaults::START_MS));
     assert_eq!(policy.files.len(), 2);
+}
+
+/// What stands in the example as a choice is a choice: it is taken when its `#` goes.
+#[test]
+fn the_choices_of_the_annotated_example_are_valid() {
+    let dir = example(|text| {
+        let made: Vec<&str> = text
+            .lines()
+            .filter(|line| *line != "adopt = \"manual\"")
+            .map(|line| match line.strip_prefix('#') {
+                Some(choice) if choice.starts_with(|first: char| first.is_ascii_lowercase()) => choice,
+                _ => line,
+            })
+            .collect();
+        made.join("\n")
+    });
+    let policy = HostPolicy::load(dir.path()).unwrap();
+    let set = policy.set(&"orders-db".parse().unwrap()).unwrap();
+    assert_eq!(set.controllers.len(), 1);
+    assert!(set.validate.is_some());
+    assert!(set.consumers[3].window.is_some());
+    assert!(policy.daemon.control_plane.is_some() && policy.daemon.advertise.is_some());
+}
+
+/// The annotated example, each file changed by this.
+fn example(change: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let files = ["config.toml", "conf.d/orders-db.toml"];
+    let texts = files.map(|file| (file, change(&fs::read_to_string(here("examples").join(file)).unwrap())));
+    policy(&texts.each_ref().map(|(name, text)| (*name, text.as_str())))
 }
 
 /// The example shows every default as it is, so that nobody reads a wrong one.
