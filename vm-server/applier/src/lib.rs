@@ -28,5 +28,5 @@ mod witness;
 
 pub use journal::JournalError;
 pub use keep::{KeepError, Keeper};
-pub use run::{RunError, run};
+pub use run::{Noticing, RunError, run, run_noticing};
 pub use witness::{EXACT_RESPONDER, EXACT_WATCHER};

@@ -45,9 +45,28 @@ pub enum RunError {
     },
 }
 
+/// When changes of the policy and of places are noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noticing {
+    /// As soon as they happen, where the kernel has an inotify instance left for us.
+    AtOnce,
+    /// At the refresh interval. For many appliers in one process, whose user has few inotify instances.
+    AtIntervals,
+}
+
 /// Runs until `stop` is ready. `ready` is called once every set is as it should be and applications may rely on it.
 pub async fn run(
     config: &Path,
+    ready: impl FnOnce(),
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    run_noticing(config, Noticing::AtOnce, ready, stop).await
+}
+
+/// As [`run`].
+pub async fn run_noticing(
+    config: &Path,
+    noticing: Noticing,
     ready: impl FnOnce(),
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
@@ -79,7 +98,7 @@ pub async fn run(
     let whoami = Whoami { host: identity.host(), installation: anchor.installation };
     let ids = (whoami.installation, whoami.host);
     let tools = Tools::new(daemon.clone(), ids, journal, copies, tasks, witness, disk());
-    let watch = Watch::new(inbox.clone());
+    let watch = Watch::new(noticing, inbox.clone());
     let beginning =
         Beginning { tools, identity, keeper, anchor, policy, config: config.to_owned(), records, watch };
     // It blocks, so it has a thread of its own; what it waits for runs on this one.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use crate::input::Input;
+use crate::run::Noticing;
 
 /// Watches directories, never files: what is renamed over a file is noticed too.
 pub(crate) struct Watch {
@@ -18,8 +19,11 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Without inotify everything is still looked at, at the refresh interval.
-    pub(crate) fn new(inbox: Sender<Input>) -> Self {
+    pub(crate) fn new(noticing: Noticing, inbox: Sender<Input>) -> Self {
         let config = Arc::new(Mutex::new(PathBuf::new()));
+        if noticing == Noticing::AtIntervals {
+            return Self { watcher: None, followed: BTreeSet::new(), config };
+        }
         let of_policy = Arc::clone(&config);
         let notice = move |event: notify::Result<Event>| {
             let Ok(event) = event else { return };
