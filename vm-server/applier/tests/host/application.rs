@@ -43,8 +43,9 @@ impl Application {
         let thread = std::thread::spawn(move || {
             while !over.load(Ordering::SeqCst) {
                 // A session of its own: where there are no cgroups, that is what tells readers apart.
-                let child = Command::new("setsid")
-                    .args([Self::exe().as_str(), "-c", script, "app"])
+                // And with the signal that it traps: what was ignored when a shell starts, as under nohup, stays so.
+                let child = Command::new("env")
+                    .args(["--default-signal=HUP", "setsid", Self::exe().as_str(), "-c", script, "app"])
                     .args([&password, &at])
                     .stdin(Stdio::null())
                     .stderr(Stdio::null())
