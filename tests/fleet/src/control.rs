@@ -8,7 +8,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use protocol::api::{CredentialDetail, EnrolToken, EnrolTokenIssued, HostPhase, HostSummary, Rotate, Rotated, Status};
+use protocol::api::{
+    CredentialDetail, EnrolToken, EnrolTokenIssued, HostPhase, HostSummary, Rotate, Rotated, Status,
+};
 use protocol::enrol::Bundle;
 use reqwest::{Client, Method};
 use serde::Serialize;
@@ -212,7 +214,8 @@ impl ControlPlane {
 
     /// Waits until so many hosts are connected.
     pub fn until_connected(&self, hosts: usize, time: Duration) -> anyhow::Result<()> {
-        let connected = |status: &Status| status.hosts.get(&HostPhase::Connected).copied().unwrap_or_default();
+        let connected =
+            |status: &Status| status.hosts.get(&HostPhase::Connected).copied().unwrap_or_default();
         self.until(time, &format!("{hosts} hosts are connected"), |control| {
             Ok(usize::try_from(connected(&control.status()?))? >= hosts)
         })

@@ -51,7 +51,8 @@ pub struct Farm {
 
 /// A runtime for so many hosts: each applier has a thread of its own.
 pub fn runtime(hosts: usize) -> anyhow::Result<tokio::runtime::Runtime> {
-    let built = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(2 * hosts + 64).enable_all().build();
+    let built =
+        tokio::runtime::Builder::new_multi_thread().max_blocking_threads(2 * hosts + 64).enable_all().build();
     Ok(built?)
 }
 

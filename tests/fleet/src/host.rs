@@ -57,17 +57,8 @@ impl Site {
 pub enum Kind {
     /// As tasks of this process. A kill comes between two inputs, never within one.
     Tasks,
-    /// As processes, which a SIGKILL ends anywhere.
-    Processes(Programs),
-}
-
-/// The two programs of a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Programs {
-    /// `eso-vm-server`.
-    pub server: PathBuf,
-    /// `eso-vm-applier`.
-    pub applier: PathBuf,
+    /// As processes of this program, which a SIGKILL ends anywhere.
+    Processes(PathBuf),
 }
 
 /// One of the two halves.
@@ -77,6 +68,16 @@ pub enum Half {
     Network,
     /// It verifies, writes and has consumers take up.
     Applier,
+}
+
+impl Half {
+    /// What the program is told.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Applier => "applier",
+        }
+    }
 }
 
 /// One host. Dropping it ends its halves.
@@ -152,8 +153,7 @@ impl Host {
             return Ok(());
         }
         let running = match (&self.kind, half) {
-            (Kind::Processes(programs), Half::Network) => self.process(&programs.server)?,
-            (Kind::Processes(programs), Half::Applier) => self.process(&programs.applier)?,
+            (Kind::Processes(program), half) => self.process(program, half)?,
             (Kind::Tasks, Half::Network) => self.network_task()?,
             (Kind::Tasks, Half::Applier) => self.applier_task(),
         };
@@ -188,10 +188,10 @@ impl Host {
         }
     }
 
-    fn process(&self, program: &Path) -> anyhow::Result<Running> {
+    fn process(&self, program: &Path, half: Half) -> anyhow::Result<Running> {
         let log = File::options().create(true).append(true).open(self.site.log())?;
         let child = Command::new(program)
-            .arg("--config")
+            .arg(half.word())
             .arg(self.site.config())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -10,11 +10,21 @@
     reason = "fixtures are for tests, where an error with its cause is all that is needed"
 )]
 
+pub mod apart;
+pub mod applications;
 pub mod control;
 pub mod farm;
 pub mod host;
+pub mod luck;
+pub mod network;
 pub mod port;
+pub mod scene;
+pub mod server;
 
+pub use apart::apart;
 pub use control::ControlPlane;
-pub use farm::{Farm, Spec};
-pub use host::{Half, Host, Kind, Programs, Site};
+pub use farm::{Farm, Road, Spec};
+pub use host::{Half, Host, Kind, Site};
+pub use luck::Luck;
+pub use network::Network;
+pub use server::LoginServer;

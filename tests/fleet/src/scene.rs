@@ -1,0 +1,266 @@
+//! What every test of this crate sets up: a control plane, a login server, a farm with an application on each host, and
+//! what must be true when everything has come to rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use lifecycle::SetName;
+use protocol::api::{CredentialDetail, VersionPhase};
+use tokio::runtime::Handle;
+
+use crate::applications::{CREDENTIAL, Crowd, Reader, Readers, Supervised};
+use crate::control::ControlPlane;
+use crate::farm::{Farm, Road, Spec};
+use crate::host::{Kind, Site};
+use crate::network::Network;
+use crate::server::{LoginServer, Overlap};
+
+/// The credential, its set, and its generator.
+pub const NAME: &str = "orders-db";
+/// How long anything may take that does not wait for a timer of minutes.
+pub const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The programs of this crate, as the test's own build knows them.
+#[derive(Debug, Clone)]
+pub struct Built {
+    /// The control plane.
+    pub control_plane: PathBuf,
+    /// A half of a host.
+    pub host: PathBuf,
+    /// The application.
+    pub application: PathBuf,
+}
+
+/// The programs that cargo built for the calling test.
+#[macro_export]
+macro_rules! built {
+    () => {
+        $crate::scene::Built {
+            control_plane: env!("CARGO_BIN_EXE_fleet-control-plane").into(),
+            host: env!("CARGO_BIN_EXE_fleet-host").into(),
+            application: env!("CARGO_BIN_EXE_fleet-application").into(),
+        }
+    };
+}
+
+/// What is wanted of a scene.
+pub struct Wish {
+    /// How many hosts.
+    pub hosts: usize,
+    /// Of which every how many is made of processes; 0 for none.
+    pub processes_every: usize,
+    /// Of which every how many has an application that is restarted, in a process of its own.
+    pub restarted_every: usize,
+    /// Between two logins of an application.
+    pub login_every_ms: u64,
+    /// How many versions the server holds.
+    pub overlap: Overlap,
+    /// The policy of the credential, as it stands in YAML.
+    pub policy: String,
+    /// The network between hosts and control plane; none is the plain one.
+    pub network: Option<Network>,
+}
+
+/// All of it, running. Fields end in this order: applications first, so that nobody is left who could be refused.
+pub struct Scene {
+    /// The applications that follow by themselves.
+    pub crowd: Crowd,
+    /// The applications that are restarted.
+    pub supervised: Vec<Supervised>,
+    /// The hosts.
+    pub farm: Farm,
+    /// The control plane.
+    pub control: ControlPlane,
+    /// The protected server.
+    pub server: LoginServer,
+    /// One for each host.
+    pub readers: Vec<Reader>,
+    /// Where everything lies.
+    pub directory: tempfile::TempDir,
+}
+
+impl Scene {
+    /// Starts everything but the credential, and waits until all hosts are connected.
+    pub fn set(built: &Built, wish: &Wish, runtime: &Handle) -> anyhow::Result<Self> {
+        let set: SetName = NAME.parse()?;
+        let directory = crate::farm::directory()?;
+        let server = LoginServer::start(wish.overlap, runtime)?;
+        let mut control =
+            ControlPlane::init(&built.control_plane, &directory.path().join("control"), runtime)?;
+        control.start()?;
+        let farm =
+            Farm::start(&spec(built, wish, &set, &control, directory.path().into())?, &control, runtime)?;
+        let readers: Vec<Reader> = farm.hosts().iter().map(|host| Reader::of(host.site(), &set)).collect();
+        let is_restarted =
+            |number: usize| wish.restarted_every != 0 && number.is_multiple_of(wish.restarted_every);
+        let (restarted, following): (Vec<_>, Vec<_>) =
+            readers.iter().cloned().enumerate().partition(|(number, _)| is_restarted(*number));
+        let all = Readers {
+            server: server.logins(),
+            set: set.clone(),
+            every_ms: wish.login_every_ms,
+            readers: following.into_iter().map(|(_, reader)| reader).collect(),
+        };
+        let supervised = restarted.into_iter().map(|(_, reader)| {
+            Supervised::start(&built.application, server.logins(), &set, reader, wish.login_every_ms)
+        });
+        let supervised = supervised.collect();
+        let crowd = Crowd::start(&built.application, &all)?;
+        let scene = Self { crowd, supervised, farm, control, server, readers, directory };
+        scene.control.until_connected(wish.hosts, PATIENCE)?;
+        Ok(scene)
+    }
+
+    /// Writes generator and credential: the first version is minted.
+    pub fn declare(&self, policy: &str) -> anyhow::Result<()> {
+        self.control.write_resource("credential.yaml", &resource(&self.server, policy))
+    }
+
+    /// Whether nothing is under way any more: one version is current everywhere, and every other one has ended.
+    pub fn is_at_rest(&self, detail: &CredentialDetail) -> bool {
+        let current = detail.summary.current;
+        let over = |phase| matches!(phase, VersionPhase::Retired | VersionPhase::Erased);
+        current.is_some()
+            && detail.rollout.is_none()
+            && detail.pending_wish.is_none()
+            && detail.summary.targets == detail.summary.adopted
+            && usize::try_from(detail.summary.targets).is_ok_and(|targets| targets == self.readers.len())
+            && detail.versions.iter().all(|known| Some(known.version) == current || over(known.phase))
+    }
+
+    /// Waits until everything has come to rest.
+    pub fn until_at_rest(&self, time: Duration) -> anyhow::Result<CredentialDetail> {
+        let rested = self
+            .control
+            .until(time, "everything is at rest", |control| Ok(self.is_at_rest(&control.credential(NAME)?)));
+        if let Err(error) = rested {
+            return Err(error.context(self.told()));
+        }
+        self.control.credential(NAME)
+    }
+
+    /// What must be true at rest: the server has exactly what is recorded, refused nobody, and no application took up
+    /// a version twice.
+    pub fn check(&mut self, detail: &CredentialDetail) -> anyhow::Result<()> {
+        let told = self.server.told();
+        ensure!(told.wrong.is_empty(), "the server was asked for what nobody may ask: {:?}", told.wrong);
+        ensure!(told.refused.is_empty(), "applications were refused: {:?}", told.refused);
+        ensure!(self.crowd.runs(), "the applications that nobody may restart have ended");
+        let current = detail.versions.iter().find(|known| Some(known.version) == detail.summary.current);
+        let recorded: BTreeSet<String> =
+            current.and_then(|known| known.effect).map(|effect| effect.to_string()).into_iter().collect();
+        ensure!(
+            self.server.alive() == recorded,
+            "the server has {:?}, recorded is {recorded:?}",
+            self.server.alive()
+        );
+        for reader in &self.readers {
+            let ledger = reader.ledger()?;
+            let distinct: BTreeSet<_> = ledger.iter().collect();
+            ensure!(
+                distinct.len() == ledger.len(),
+                "{} took a version up twice: {ledger:?}",
+                reader.ledger.display()
+            );
+            ensure!(
+                ledger.last().copied() == detail.summary.current,
+                "{} is on {ledger:?}",
+                reader.ledger.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// What there is to see, for a failure.
+    pub fn told(&self) -> String {
+        let detail = self.control.credential(NAME);
+        let detail = detail.map(|mut detail| {
+            // The interesting ones only.
+            detail
+                .versions
+                .retain(|known| !matches!(known.phase, VersionPhase::Retired | VersionPhase::Erased));
+            for known in &mut detail.versions {
+                known.deliveries.truncate(5);
+            }
+            detail.rollout = detail.rollout.map(|mut rollout| {
+                rollout.deliveries.retain(|delivery| delivery.reason.is_some());
+                rollout.deliveries.truncate(5);
+                rollout
+            });
+            serde_json::to_string_pretty(&detail).unwrap_or_default()
+        });
+        let pending: anyhow::Result<serde_json::Value> = self.control.get("/v1/pending");
+        let mut pending = pending.map(|pending| serde_json::to_string_pretty(&pending).unwrap_or_default());
+        if let Ok(text) = &mut pending {
+            text.truncate(6000);
+        }
+        let log = std::fs::read_to_string(self.control.log()).unwrap_or_default();
+        let tail: Vec<&str> = log.lines().rev().take(30).collect();
+        let tail: Vec<&str> = tail.into_iter().rev().collect();
+        format!(
+            "credential: {detail:?}\npending: {pending:?}\nserver: {:?}\nlog of the control plane:\n{}",
+            self.server.told(),
+            tail.join("\n")
+        )
+        .replace("\\n", "\n")
+    }
+}
+
+fn spec(
+    built: &Built,
+    wish: &Wish,
+    set: &SetName,
+    control: &ControlPlane,
+    directory: PathBuf,
+) -> anyhow::Result<Spec> {
+    let (program, application, set) = (built.host.clone(), built.application.clone(), set.clone());
+    let (processes_every, restarted_every) = (wish.processes_every, wish.restarted_every);
+    let is_nth = |number: usize, every: usize| every != 0 && number.is_multiple_of(every);
+    let mut spec = Spec::plain(wish.hosts, directory, set.as_str());
+    spec.sets = Arc::new(move |site: &Site| {
+        let reader = Reader::of(site, &set);
+        let consumer = reader.policy(&set, &application, is_nth(site.number, restarted_every));
+        format!("[set.{set}]\nrefresh_ms = 5000\n{consumer}")
+    });
+    spec.labels = Arc::new(|site: &Site| {
+        let canary = if site.number == 0 { "yes" } else { "no" };
+        BTreeMap::from([("app".to_owned(), "orders".to_owned()), ("canary".to_owned(), canary.to_owned())])
+    });
+    spec.kind = Arc::new(move |site: &Site| {
+        // Not the canary: while it is down, nobody else gets anything.
+        if is_nth(site.number + 1, processes_every) { Kind::Processes(program.clone()) } else { Kind::Tasks }
+    });
+    if let Some(network) = wish.network.clone() {
+        let up = control.listen();
+        spec.road = Arc::new(move |_: &Site, listen| {
+            // A way that cannot be had leaves the host where it listens.
+            let host = network.way(listen).unwrap_or(listen);
+            let control_plane = network.way(up).ok().map(|way| format!("https://{way}"));
+            Road { host, control_plane }
+        });
+    }
+    Ok(spec)
+}
+
+fn resource(server: &LoginServer, policy: &str) -> String {
+    format!(
+        r#"{generator}---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: {{ name: {NAME} }}
+spec:
+  generator: {{ kind: Webhook, name: logins }}
+  targets:
+    hosts:
+      matchLabels: {{ app: orders }}
+      canary: {{ matchLabels: {{ canary: "yes" }} }}
+  files:
+    {CREDENTIAL}: '{{"username":"{{{{ .username }}}}","password":"{{{{ .password }}}}"}}'
+  policy: {policy}
+"#,
+        generator = server.generator("logins"),
+    )
+}
