@@ -9,9 +9,11 @@ use protocol::UnixMillis;
 use store::{Audit, Store};
 use tokio::sync::watch;
 
+use crate::figures::Figures;
+
 /// What every handler can reach. Cloning is cheap.
 #[derive(Clone)]
-pub struct App(Arc<Parts>);
+pub struct App(Arc<Parts>, Figures);
 
 /// The parts of a running control plane.
 pub struct Parts {
@@ -32,7 +34,11 @@ pub struct Parts {
 impl App {
     /// From its parts.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self(Arc::new(parts), Figures::new())
+    }
+
+    pub(crate) fn figures(&self) -> &Figures {
+        &self.1
     }
 
     /// Writes one entry to the audit log; a failure is logged, since the answer is given already.

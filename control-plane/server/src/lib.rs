@@ -8,6 +8,7 @@
 mod answer;
 mod app;
 mod backup;
+mod figures;
 mod hosts;
 mod init;
 pub mod openapi;

@@ -6,17 +6,26 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use eso_control_plane::settings::{Cli, Command, LogFormat};
 use eso_control_plane::{Ready, backup, init, restore, serve};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     log_to_stderr(&cli)?;
+    keep_memory_private()?;
     transport::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(run(cli.command))
+}
+
+/// Neither a core file nor a debugger of the same user may show a value.
+fn keep_memory_private() -> anyhow::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .context("failed to forbid core dumps")
 }
 
 fn log_to_stderr(cli: &Cli) -> anyhow::Result<()> {

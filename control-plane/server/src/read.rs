@@ -35,7 +35,7 @@ pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str)
 }
 
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    let mut response = app.handle.metrics().encode().into_response();
+    let mut response = app.figures().behind(&app.handle.metrics().encode()).into_response();
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

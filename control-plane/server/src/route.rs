@@ -6,7 +6,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
 use axum::{Extension, Router};
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use identity::Caller;
 use protocol::UnixMillis;
 use protocol::api::Role;
@@ -15,6 +15,7 @@ use transport::Peer;
 
 use crate::answer::Failure;
 use crate::app::App;
+use crate::figures::{self, Place};
 
 /// Bodies of operators' requests.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -127,17 +128,30 @@ pub fn router(app: &App, table: Vec<Route>) -> Router {
     let mut router = Router::new();
     for route in table {
         let guard = middleware::from_fn_with_state((app.clone(), route.needs), admit);
+        let place = Place { method: known(&route.method), route: route.path };
+        let counter = middleware::from_fn_with_state((app.figures().clone(), place), figures::count);
         let handler = route.handler.layer(DefaultBodyLimit::max(route.body_bytes_max)).layer(guard);
-        router = router.route(route.path, handler);
+        router = router.route(route.path, handler.layer(counter));
     }
     router.fallback(no_such_route).method_not_allowed_fallback(wrong_method).with_state(app.clone())
 }
 
-async fn no_such_route() -> Failure {
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "GET",
+    }
+}
+
+async fn no_such_route(State(app): State<App>) -> Failure {
+    app.figures().lost(StatusCode::NOT_FOUND);
     Failure::new(404, "no_such_route", "there is nothing here", "see docs/openapi.json for what there is")
 }
 
-async fn wrong_method() -> Failure {
+async fn wrong_method(State(app): State<App>) -> Failure {
+    app.figures().lost(StatusCode::METHOD_NOT_ALLOWED);
     Failure::new(
         405,
         "wrong_method",

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use eso_vm_applier::{Keeper, enroll, run};
 use host_policy::HostPolicy;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Applies what the control plane orders, as far as this host's policy allows it.
@@ -80,7 +81,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// Neither a core file nor a debugger of the same user may show a value.
+fn keep_memory_private() -> anyhow::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .context("failed to forbid core dumps")
+}
+
 fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
+    keep_memory_private()?;
     match arguments.command {
         Some(Command::Enroll { bundle }) => {
             let policy = HostPolicy::load(&arguments.config)?;

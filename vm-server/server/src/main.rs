@@ -10,6 +10,7 @@ use eso_vm_server::run::{Progress, run, writable};
 use eso_vm_server::{confine, identity};
 use host_policy::{Daemon, HostPolicy};
 use protocol::report::Means;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -43,6 +44,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     start_log();
+    keep_memory_private()?;
     transport::install_provider();
     let means = give_up(arguments, &daemon)?;
     // One thread: there is little to do, and each thread costs memory.
@@ -51,6 +53,13 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
         .build()
         .context("failed to start the runtime")?;
     runtime.block_on(serve(&daemon, means))
+}
+
+/// Neither a core file nor a debugger of the same user may show a key.
+fn keep_memory_private() -> anyhow::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
+        .context("failed to forbid core dumps")
 }
 
 /// To standard error, which a supervisor keeps. `ESO_LOG=debug` says more, of our own parts only.
