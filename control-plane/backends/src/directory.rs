@@ -18,11 +18,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::SpecError;
 use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::reference::read_bounded;
 use crate::source::{Notice, Retiring, Snapshot, Source};
+use crate::spec::SpecError;
 use crate::value::{FIELD_BYTES_MAX, FIELDS_MAX, SecretValue};
 
 const KIND: &str = "Directory";
@@ -293,7 +293,7 @@ mod tests {
 
     fn watch(path: &Path) -> (Arc<Directory>, BoxStream<'static, Notice>) {
         let spec = serde_json::json!({"path": path});
-        let directory = Arc::new(Directory::new(crate::parse(KIND, &spec).unwrap()).unwrap());
+        let directory = Arc::new(Directory::new(crate::spec::parse(KIND, &spec).unwrap()).unwrap());
         (Arc::clone(&directory), directory.changes())
     }
 
@@ -358,7 +358,7 @@ mod tests {
         fs::write(directory.path().join("readme"), "x").unwrap();
         let source = |files: &[&str]| {
             let spec = serde_json::json!({"path": directory.path(), "files": files});
-            Directory::new(crate::parse(KIND, &spec).unwrap()).unwrap()
+            Directory::new(crate::spec::parse(KIND, &spec).unwrap()).unwrap()
         };
         let current = source(&["password"]).current().await.ok().unwrap();
         assert_eq!(current.value.names().collect::<Vec<_>>(), ["password"]);
@@ -373,7 +373,7 @@ mod tests {
             serde_json::json!({"path": "/x", "files": ["../y"]}),
             serde_json::json!({"path": "/x", "file": []}),
         ] {
-            assert!(crate::parse(KIND, &spec).and_then(Directory::new).is_err(), "{spec}");
+            assert!(crate::spec::parse(KIND, &spec).and_then(Directory::new).is_err(), "{spec}");
         }
     }
 }

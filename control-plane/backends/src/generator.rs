@@ -1,16 +1,12 @@
 //! Who mints versions, proves that they work, and revokes them.
 
-use std::sync::Arc;
-
 use futures_util::future::BoxFuture;
 use lifecycle::credential::{Authority, Overlap};
 use lifecycle::id::EffectId;
 
 use crate::failure::Failure;
 use crate::mark::Mark;
-use crate::reference::Secrets;
 use crate::value::SecretValue;
-use crate::{SpecError, parse};
 
 /// What a backend answers, later.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, Failure>>;
@@ -62,22 +58,4 @@ pub trait Generator: Send + Sync {
 
     /// Everything of this generator at the backend that carries a mark of this installation, of whatever epoch.
     fn orphans<'a>(&'a self, installation: &'a str) -> Answer<'a, Vec<Marked>>;
-}
-
-/// The kinds that [`build`] knows.
-pub const GENERATOR_KINDS: [&str; 3] = ["PostgreSql", "Webhook", "Password"];
-
-/// Makes the generator of this kind (`PostgreSql`, `Webhook`, `Password`) from the `spec` of its resource. Asks the
-/// backend nothing yet.
-pub fn build(
-    kind: &str,
-    spec: &serde_json::Value,
-    secrets: Arc<dyn Secrets>,
-) -> Result<Arc<dyn Generator>, SpecError> {
-    match kind {
-        "Password" => Ok(Arc::new(crate::password::Password::new(parse(kind, spec)?)?)),
-        "PostgreSql" => Ok(Arc::new(crate::postgresql::PostgreSql::new(parse(kind, spec)?, secrets)?)),
-        "Webhook" => Ok(Arc::new(crate::webhook::Webhook::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &GENERATOR_KINDS)),
-    }
 }

@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::generator::Answer;
-use crate::reference::Secrets;
 use crate::value::SecretValue;
-use crate::{SpecError, parse};
 
 /// A value as it stands in a store.
 #[derive(Clone)]
@@ -60,20 +58,4 @@ pub trait Source: Send + Sync {
 
     /// Destroys one version in the store, where it keeps versions; never the current one. Done twice does no harm.
     fn destroy(&self, revision: u64) -> Answer<'_, ()>;
-}
-
-/// The kinds that [`build_source`] knows.
-pub const SOURCE_KINDS: [&str; 2] = ["Directory", "VaultKv"];
-
-/// Makes the source of this kind (`Directory`, `VaultKv`) from the `spec` of its resource. Asks the store nothing yet.
-pub fn build_source(
-    kind: &str,
-    spec: &serde_json::Value,
-    secrets: Arc<dyn Secrets>,
-) -> Result<Arc<dyn Source>, SpecError> {
-    match kind {
-        "Directory" => Ok(Arc::new(crate::directory::Directory::new(parse(kind, spec)?)?)),
-        "VaultKv" => Ok(Arc::new(crate::vault_kv::VaultKvSource::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &SOURCE_KINDS)),
-    }
 }

@@ -1,12 +1,8 @@
 //! Stores that a version is delivered to.
 
-use std::sync::Arc;
-
 use crate::generator::Answer;
 use crate::mark::Mark;
-use crate::reference::Secrets;
 use crate::value::SecretValue;
-use crate::{SpecError, parse};
 
 /// What stands in a store.
 pub struct Stored {
@@ -32,19 +28,4 @@ pub trait StoreTarget: Send + Sync {
 
     /// Destroys one revision although it is the current one: the credential was deleted, or its first version aborted.
     fn withdraw(&self, revision: u64) -> Answer<'_, ()>;
-}
-
-/// The kinds that [`build_store_target`] knows.
-pub const STORE_TARGET_KINDS: [&str; 1] = ["VaultKv"];
-
-/// Makes the store target of this kind (`VaultKv`) from the `spec` of its resource. Asks the store nothing yet.
-pub fn build_store_target(
-    kind: &str,
-    spec: &serde_json::Value,
-    secrets: Arc<dyn Secrets>,
-) -> Result<Arc<dyn StoreTarget>, SpecError> {
-    match kind {
-        "VaultKv" => Ok(Arc::new(crate::vault_kv::VaultKvTarget::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &STORE_TARGET_KINDS)),
-    }
 }

@@ -17,12 +17,12 @@ use vaultrs::error::ClientError;
 use vaultrs::kv2;
 use zeroize::Zeroizing;
 
-use crate::SpecError;
 use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::mark::Mark;
 use crate::reference::{SecretRef, Secrets};
 use crate::source::{Notice, Retiring, Snapshot, Source};
+use crate::spec::SpecError;
 use crate::store_target::{StoreTarget, Stored};
 use crate::tls::TlsSpec;
 use crate::value::SecretValue;
@@ -524,7 +524,7 @@ mod tests {
             "auth": {"tokenSecretRef": {"file": "token"}},
         });
         change(&mut spec);
-        VaultKvTarget::new(crate::parse(KIND, &spec)?, Arc::new(SecretsDirectory::new("/")))
+        VaultKvTarget::new(crate::spec::parse(KIND, &spec)?, Arc::new(SecretsDirectory::new("/")))
     }
 
     #[test]

@@ -27,12 +27,12 @@ use reqwest::{Method, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::SpecError;
+use crate::draw::{Draws, PasswordSpec};
 use crate::failure::Failure;
 use crate::generator::{Answer, Generator, Marked};
 use crate::mark::Mark;
-use crate::password::{Draws, PasswordSpec};
 use crate::reference::{SecretRef, Secrets};
+use crate::spec::SpecError;
 use crate::tls::TlsSpec;
 use crate::value::SecretValue;
 

@@ -25,11 +25,11 @@ use self::link::{Link, Login};
 use self::quote::Ident;
 use self::role::{Minter, Role, empty_database, settle_sessions};
 use self::spec::Plan;
-use crate::SpecError;
 use crate::failure::Failure;
 use crate::generator::{Answer, Generator, Marked};
 use crate::mark::Mark;
 use crate::reference::Secrets;
+use crate::spec::SpecError;
 use crate::value::SecretValue;
 
 /// How long a whole preflight may take; it visits every database.

@@ -6,9 +6,9 @@ use lifecycle::id::EffectId;
 use serde::{Deserialize, Serialize};
 
 use super::quote::{Ident, NAME_BYTES_MAX};
-use crate::SpecError;
-use crate::password::{Draws, PasswordSpec};
+use crate::draw::{Draws, PasswordSpec};
 use crate::reference::SecretRef;
+use crate::spec::SpecError;
 use crate::tls::TlsSpec;
 
 const KIND: &str = "PostgreSql";
@@ -269,7 +269,7 @@ mod tests {
             "user": {"username": "orders"},
         });
         change(&mut spec);
-        Plan::new(crate::parse(KIND, &spec)?)
+        Plan::new(crate::spec::parse(KIND, &spec)?)
     }
 
     fn words(change: impl FnOnce(&mut serde_json::Value)) -> String {
