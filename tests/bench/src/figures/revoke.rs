@@ -1,0 +1,263 @@
+//! How soon a version is revoked once its last holder has ended.
+
+use std::collections::BTreeMap;
+use std::path::{Path as FilePath, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::routing::{get, post, put};
+use lifecycle::Version;
+use protocol::api::{Clause, CredentialSummary, EnrolToken, VersionPhase, Why};
+use tests_fleet::ControlPlane;
+use tokio::runtime::Runtime;
+
+use crate::bare::exchange::BareServer;
+use crate::desk::SET;
+use crate::figure::{Aim, Figure};
+use crate::figures::Scale;
+use crate::figures::pair::runtime;
+use crate::host::{Host, free_port};
+use crate::process::{self, Running};
+use crate::samples::{Samples, progress};
+
+/// How long anything may take at most.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// The exchanges that no one can save: the host's report, the seal, the last question, the revocation.
+const EXCHANGES: usize = 4;
+
+/// Measures it.
+pub fn measure(scale: Scale) -> anyhow::Result<Vec<Figure>> {
+    let rounds = scale.of(50, 2);
+    let runtime = runtime()?;
+    let mut scene = Scene::start(&runtime)?;
+    let bare = BareServer::start()?;
+    let mut open = runtime.block_on(bare.connect())?;
+    let (mut times, mut floor) = (Samples::default(), Samples::default());
+    let bar = progress("revoke", rounds);
+    for round in 0..=rounds {
+        let time = scene.rotate()?;
+        let least = runtime.block_on(async {
+            let began = Instant::now();
+            for _ in 0..EXCHANGES {
+                open.exchange(vec![b'x'; 2048].into(), 4096).await?;
+            }
+            anyhow::Ok(began.elapsed())
+        })?;
+        // The first rotation warms everything up.
+        if round > 0 {
+            times.push(time);
+            floor.push(least);
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    let words = format!(
+        "from the kill of the last process that started with a version to the request that revokes it, grace and tail zero: control plane, both host programs and a webhook backend, {rounds} rotations; against the {EXCHANGES} bare exchanges that lie between"
+    );
+    Ok(vec![
+        Figure::new("last holder's end to revoke, p99", times.p99_ms(), "ms", Some(floor.p99_ms()))
+            .aim(Aim::Value(1000.0))
+            .meaning(words),
+        Figure::new("  median", times.median_ms(), "ms", Some(floor.median_ms())),
+    ])
+}
+
+/// A control plane, a backend, one host and its application.
+struct Scene {
+    control: ControlPlane,
+    _daemons: [Running; 2],
+    host: Host,
+    application: Running,
+    revoked: Receiver<Instant>,
+    _directory: tempfile::TempDir,
+}
+
+impl Scene {
+    fn start(runtime: &Runtime) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("eso-bench-").tempdir()?;
+        let (backend, revoked) = runtime.block_on(backend())?;
+        let program = process::path("eso-control-plane")?;
+        let mut control = ControlPlane::init(&program, directory.path(), runtime.handle())?;
+        control.start()?;
+
+        let port = free_port()?;
+        let daemon = format!(
+            "listen = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\nevidence = \"declared\"\n"
+        );
+        let sleep = std::fs::canonicalize("/bin/sleep").context("the application is `sleep`")?;
+        let host = Host::new(&daemon, SET, "")?;
+        let policy = format!(
+            "[set.{SET}]\n\n[[set.{SET}.consumers]]\nname = \"app\"\npidfile = \"{}\"\nexe = \"{}\"\nadopt = \"manual\"\nsettle_ms = 0\nstart_ms = 60000\n",
+            pid_file(&host).display(),
+            sleep.display()
+        );
+        std::fs::write(host.root().join("config/conf.d/set.toml"), policy)?;
+        let token = EnrolToken {
+            name: "bench".to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), SET.to_owned())]),
+            life_ms: None,
+        };
+        let bundle = runtime.block_on(control.api().bundle(&token))?;
+        host.enrol(&bundle)?;
+        let application = start_application(&host, &sleep)?;
+        let daemons = [host.start("eso-vm-server")?, host.start("eso-vm-applier")?];
+        control.until_connected(1, PATIENCE)?;
+        control.write_resource("bench.yaml", &resource(&backend))?;
+        let scene = Self { control, _daemons: daemons, host, application, revoked, _directory: directory };
+        scene.until_current(Version::new(1, 1))?;
+        let mut scene = scene;
+        // Who started before the first version was there starts again.
+        scene.application = start_application(&scene.host, &sleep)?;
+        scene.until_adopted(Version::new(1, 1))?;
+        Ok(scene)
+    }
+
+    /// A rotation whose old version is kept alive by one process, which then ends. Gives the time from its end to the
+    /// revocation.
+    fn rotate(&mut self) -> anyhow::Result<Duration> {
+        let before = self.summary()?.current.context("there is a version")?;
+        let next = Version::new(before.epoch, before.number + 1);
+        self.control.rotate(SET)?;
+        self.until_current(next)?;
+        // The new one runs beside the old one, which drains.
+        let sleep = std::fs::canonicalize("/bin/sleep")?;
+        let started = start_application(&self.host, &sleep)?;
+        let mut old = std::mem::replace(&mut self.application, started);
+        self.until_adopted(next)?;
+        self.until_only_held(before)?;
+        let began = Instant::now();
+        old.kill();
+        let revoked = self.revoked.recv_timeout(PATIENCE).context("the old version is not revoked")?;
+        let path = format!("/v1/credentials/{SET}/versions/{before}/why");
+        self.control.until(PATIENCE, "the old version is retired", |control| {
+            Ok(control.get::<Why>(&path)?.phase == VersionPhase::Retired)
+        })?;
+        Ok(revoked.duration_since(began))
+    }
+
+    fn summary(&self) -> anyhow::Result<CredentialSummary> {
+        let all: Vec<CredentialSummary> = self.control.get("/v1/credentials")?;
+        all.into_iter().find(|one| one.name.as_str() == SET).context("the credential is not there")
+    }
+
+    /// Readers on the host find this version.
+    fn until_current(&self, wanted: Version) -> anyhow::Result<()> {
+        let name = format!("v{}.{}", wanted.epoch, wanted.number);
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::read_link(self.host.set_dir().join("..data")).ok() != Some(PathBuf::from(&name)) {
+            if Instant::now() > deadline {
+                bail!("{wanted} does not become current: {:?}", self.control.credential(SET)?);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    fn until_adopted(&self, wanted: Version) -> anyhow::Result<()> {
+        self.control.until(PATIENCE, &format!("{wanted} is adopted"), |_| {
+            let summary = self.summary()?;
+            Ok(summary.current == Some(wanted) && summary.rolling.is_none() && summary.adopted == 1)
+        })
+    }
+
+    /// Nothing but its holder keeps a version alive.
+    fn until_only_held(&self, version: Version) -> anyhow::Result<()> {
+        let path = format!("/v1/credentials/{SET}/versions/{version}/why");
+        self.control.until(PATIENCE, "only a holder keeps the old version alive", |control| {
+            let why: Why = control.get(&path)?;
+            if why.blockers.is_empty() {
+                bail!("nothing keeps {version} alive, which is {:?}", why.phase);
+            }
+            Ok(why.blockers.iter().all(|blocker| blocker.clause == Clause::NoHolder))
+        })
+    }
+}
+
+fn pid_file(host: &Host) -> PathBuf {
+    host.root().join("app.pid")
+}
+
+fn start_application(host: &Host, program: &FilePath) -> anyhow::Result<Running> {
+    let child = Command::new(program).arg("100000").stdin(Stdio::null()).spawn()?;
+    let running = Running::of(child);
+    let new = host.root().join("app.pid.new");
+    std::fs::write(&new, format!("{}\n", running.id()))?;
+    std::fs::rename(new, pid_file(host))?;
+    Ok(running)
+}
+
+/// A backend that accepts everything and says when something was revoked.
+async fn backend() -> anyhow::Result<(String, Receiver<Instant>)> {
+    let (tell, told) = channel();
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    let done = || async { axum::Json(serde_json::json!({})) };
+    let router = Router::new()
+        .route("/preflight", post(done))
+        .route("/credentials", get(|| async { axum::Json(serde_json::json!({"credentials": []})) }))
+        .route("/credentials/{effect}", put(done).delete(revoke))
+        .route("/credentials/{effect}/verify", post(verify))
+        .route(
+            "/credentials/{effect}/sessions",
+            get(|| async { axum::Json(serde_json::json!({"sessions": null})) }).delete(done),
+        )
+        .with_state(Arc::new(Backend { tell, revoked: std::sync::Mutex::default() }));
+    tokio::spawn(async move {
+        // It ends with the runtime only.
+        let _ = axum::serve(listener, router).await;
+    });
+    Ok((url, told))
+}
+
+struct Backend {
+    tell: Sender<Instant>,
+    revoked: std::sync::Mutex<std::collections::BTreeSet<String>>,
+}
+
+async fn revoke(
+    State(backend): State<Arc<Backend>>,
+    Path(effect): Path<String>,
+) -> axum::Json<serde_json::Value> {
+    let now = Instant::now();
+    if backend.revoked.lock().is_ok_and(|mut revoked| revoked.insert(effect)) {
+        // Nobody waits for it when the measurement has ended.
+        let _ = backend.tell.send(now);
+    }
+    axum::Json(serde_json::json!({}))
+}
+
+async fn verify(
+    State(backend): State<Arc<Backend>>,
+    Path(effect): Path<String>,
+) -> axum::Json<serde_json::Value> {
+    let accepted = backend.revoked.lock().is_ok_and(|revoked| !revoked.contains(&effect));
+    axum::Json(serde_json::json!({ "accepted": accepted }))
+}
+
+fn resource(backend: &str) -> String {
+    format!(
+        "apiVersion: generators.external-secrets.io/v1alpha1
+kind: Webhook
+metadata: {{name: bench}}
+spec: {{url: \"{backend}\", tls: disable}}
+---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: {{name: {SET}}}
+spec:
+  generator: {{kind: Webhook, name: bench}}
+  targets:
+    hosts:
+      matchLabels: {{app: {SET}}}
+  policy:
+    flipIn: 100ms
+    grace: 0s
+    tail: 0s
+"
+    )
+}
