@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use protocol::UnixMillis;
 use protocol::api::{
     AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, DeliveryView, Done, DryRun,
-    EnrolTokenIssued, HolderView, HostDetail, HostSummary, Imported, OperatorIssued, OperatorView,
+    EnrolTokenIssued, Figures, HolderView, HostDetail, HostSummary, Imported, OperatorIssued, OperatorView,
     PendingVersion, RolloutView, Rotated, Status, Stuck, VersionDetail, Whoami, Why,
 };
 use serde::Serialize;
@@ -196,6 +196,7 @@ fn version_row(row: &VersionDetail, now: UnixMillis) -> [String; 5] {
         flags.push("compromised".to_owned());
     }
     flags.extend(row.holds.iter().map(|hold| format!("held by {}", hold.by)));
+    flags.extend(measured(&row.figures));
     let mut targets = std::collections::BTreeMap::new();
     for delivery in &row.deliveries {
         *targets.entry(delivery.phase).or_insert(0) += 1;
@@ -216,14 +217,24 @@ fn deliveries(deliveries: &[DeliveryView]) -> String {
     table(["TARGET", "PHASE", "FIRST", "GENERATION", "REASON"], rows.collect(), "no targets")
 }
 
+/// What was measured on a version's road, as far as there is something.
+fn measured(figures: &Figures) -> Option<String> {
+    let skew = figures.flip_skew_ms.map(|ms| format!("{} flipped within {ms} ms", figures.flipped_together));
+    let revoked = figures.last_holder_to_revoke_ms.map(|ms| format!("revoked {ms} ms after its last holder"));
+    let words: Vec<String> = skew.into_iter().chain(revoked).collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
 impl Shown for RolloutView {
     fn shown(&self, now: UnixMillis) -> String {
-        let mut text = facts(&[
+        let mut rows = vec![
             ("rollout", format!("{}@{}", self.credential, self.version)),
             ("phase", word(&self.phase)),
             ("reason", or_dash(self.reason.as_ref())),
             ("since", age(now, self.started_at)),
-        ]);
+        ];
+        rows.extend(measured(&self.figures).map(|words| ("measured", words)));
+        let mut text = facts(&rows);
         text.push('\n');
         text.push_str(&deliveries(&self.deliveries));
         text

@@ -11,8 +11,9 @@ use lifecycle::credential::Policy;
 use lifecycle::{Epoch, Evidence, Generation, Version};
 use protocol::api::{
     AuditEntry, AuditPage, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary,
-    DeliveryPhase, DeliveryView, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion,
-    ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase, Why,
+    DeliveryPhase, DeliveryView, Figures, HeldBy, HolderView, HostDetail, HostPhase, HostSummary,
+    PendingVersion, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase,
+    Why,
 };
 use protocol::{HostId, InstallationId, UnixMillis};
 
@@ -36,6 +37,7 @@ fn delivery(name: &str, phase: DeliveryPhase, canary: bool) -> DeliveryView {
         generation: Some(Generation::new(1, 4)),
         reason: None,
         excused: false,
+        flipped: None,
     }
 }
 
@@ -65,6 +67,7 @@ fn version(number: u32, phase: VersionPhase) -> VersionDetail {
             delivery("web-1", DeliveryPhase::Adopted, true),
             delivery("web-2", DeliveryPhase::Staged, false),
         ],
+        figures: Figures::default(),
     }
 }
 
@@ -83,6 +86,7 @@ fn rollout(phase: RolloutPhase, reason: Option<&str>) -> RolloutView {
             delivery("web-2", DeliveryPhase::Staged, false),
             silent,
         ],
+        figures: Figures::default(),
     }
 }
 

@@ -16,4 +16,4 @@ pub use id::{
     Version,
 };
 pub use order::{Order, OrderKind};
-pub use report::{Evidence, SetReport};
+pub use report::{Evidence, Flipped, SetReport};

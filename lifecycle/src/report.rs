@@ -77,6 +77,22 @@ pub struct SetReport {
     pub gaps: Vec<Gap>,
     /// Places that could not be read back or written, with the versions that they may hold.
     pub places: Vec<PlaceFault>,
+    /// When the current version became that, as the target says. For people: nothing is ever decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flipped: Option<Flipped>,
+}
+
+/// When a version became current on a target, by the target's own wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Flipped {
+    /// Which version.
+    pub version: Version,
+    /// Milliseconds since 1970-01-01 00:00 UTC.
+    pub unix_ms: u64,
+    /// Of a flip at an agreed instant: by how many milliseconds the target's clock was ahead of the sender's when
+    /// `arm` came, the way of the message included, so at the most. None of a flip that was ordered for at once.
+    pub ahead_ms_max: Option<i64>,
 }
 
 /// One consumer of a set.

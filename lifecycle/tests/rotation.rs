@@ -10,7 +10,7 @@ use lifecycle::credential::{
     Authority, Clause, Credential, Effect, EffectKind, Event, IllegalEvent, Input, Outcome, Overlap, Phase,
     Policy, Rotate, RotateReason, Selection, TargetKind,
 };
-use lifecycle::{EffectId, Evidence, Millis, OrderKind, SetReport};
+use lifecycle::{EffectId, Evidence, Flipped, Millis, OrderKind, SetReport};
 use world::*;
 
 #[test]
@@ -22,6 +22,23 @@ fn a_rotation_replaces_everywhere_and_retires_the_old_one() {
     assert_eq!(world.role(v(1)), Some(Role::Revoked));
     assert!(world.done.contains(&"arm 2 to h1".to_owned()), "{:?}", world.done);
     assert!(!world.done.contains(&"arm 2 to h0".to_owned()), "the canary is told to activate");
+}
+
+#[test]
+fn what_a_host_says_of_its_clock_decides_nothing() {
+    let road = |says: Option<u64>| {
+        let mut world = World::on_one(3, Policy { grace_ms: Millis::seconds(60), ..policy() });
+        for host in world.hosts.values_mut() {
+            host.says = says.map(|unix_ms| Flipped { version: v(2), unix_ms, ahead_ms_max: Some(-7) });
+        }
+        let mut world = world.rotated(v(2));
+        world.settle();
+        assert_eq!(world.phase(v(1)), Some(Phase::Retired), "{}", world.picture());
+        (world.done, world.audit, world.now)
+    };
+    let silent = road(None);
+    assert_eq!(road(Some(0)), silent);
+    assert_eq!(road(Some(u64::MAX)), silent);
 }
 
 #[test]

@@ -25,6 +25,12 @@ impl UnixMillis {
         Self(self.0.saturating_add(span_ms))
     }
 
+    /// How many milliseconds this is after `other`; negative when it is before.
+    pub fn ms_ahead_of(self, other: Self) -> i64 {
+        let span = i64::try_from(self.0.abs_diff(other.0)).unwrap_or(i64::MAX);
+        if self >= other { span } else { -span }
+    }
+
     /// Milliseconds since `earlier`; zero when `earlier` is later.
     pub const fn ms_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -10,6 +10,7 @@ mod audit;
 mod catalogue;
 mod clock;
 mod effects;
+mod figures;
 mod handle;
 mod inside;
 mod lane;

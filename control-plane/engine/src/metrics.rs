@@ -26,6 +26,49 @@ struct Phase {
     phase: &'static str,
 }
 
+/// Why a host refuses an order, as far as labels go.
+const REFUSALS: [&str; 36] = [
+    // The order itself.
+    "foreign_key",
+    "root_signed",
+    "malformed",
+    "other_installation",
+    "other_host",
+    "expired",
+    "clock_off",
+    "over_limit",
+    "old_rekey",
+    "not_sealed_to_us",
+    // What the host remembers and allows.
+    "old_epoch",
+    "stranger_epoch",
+    "older_generation",
+    "replay",
+    "other_digest",
+    "not_in_policy",
+    "dead",
+    "rolled_back",
+    "disarmed",
+    "not_staged",
+    "not_current",
+    "late",
+    "horizon",
+    "in_use",
+    // What could not be carried out.
+    "not_kept",
+    "copy_failed",
+    "flip_failed",
+    "write_failed",
+    "disk_full",
+    "read_only",
+    "not_permitted",
+    "no_such_directory",
+    "no_such_owner",
+    "no_such_file",
+    "untrusted_directory",
+    "foreign_file",
+];
+
 /// All figures of the engine. Cloning shares them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -35,7 +78,7 @@ struct Inner {
     commits: Counter,
     events: Counter,
     reports: Family<Code, Counter>,
-    receipts_refused: Counter,
+    orders_refused: Family<Code, Counter>,
     pushes: Family<Code, Counter>,
     effects: Family<Effect, Counter>,
     credentials: Family<Phase, Gauge>,
@@ -57,7 +100,7 @@ impl Metrics {
             commits: Counter::default(),
             events: Counter::default(),
             reports: Family::default(),
-            receipts_refused: Counter::default(),
+            orders_refused: Family::default(),
             pushes: Family::default(),
             effects: Family::default(),
             credentials: Family::default(),
@@ -75,7 +118,7 @@ impl Metrics {
         r.register("commits", "Transactions of the engine", inner.commits.clone());
         r.register("events", "Events that the core was given", inner.events.clone());
         r.register("reports", "Reports of hosts by what became of them", inner.reports.clone());
-        r.register("orders_refused", "Orders that hosts refused", inner.receipts_refused.clone());
+        r.register("orders_refused", "Orders that hosts refused, by why", inner.orders_refused.clone());
         r.register("pushes", "Pushes to hosts by how they ended", inner.pushes.clone());
         r.register("effects", "Effects carried out at backends by how they ended", inner.effects.clone());
         r.register("credentials", "Credentials by phase", inner.credentials.clone());
@@ -91,12 +134,12 @@ impl Metrics {
         );
         r.register(
             "flip_skew_seconds",
-            "Between the first and the last target's report of one flip",
+            "Between the first and the last flip of the targets that flipped at one agreed instant",
             inner.flip_skew.clone(),
         );
         r.register(
             "revoke_delay_seconds",
-            "From the end of a version's last holder to its revocation",
+            "From the end of a version's last holder to the call that revokes it",
             inner.revoke_delay.clone(),
         );
         Self(Arc::new(Inner { registry, ..inner }))
@@ -119,8 +162,10 @@ impl Metrics {
         self.0.reports.get_or_create(&Code { code }).inc();
     }
 
-    pub(crate) fn order_refused(&self) {
-        self.0.receipts_refused.inc();
+    /// What a host calls it is a label only where we know the word.
+    pub(crate) fn order_refused(&self, code: &str) {
+        let code = REFUSALS.iter().copied().find(|known| *known == code).unwrap_or("other");
+        self.0.orders_refused.get_or_create(&Code { code }).inc();
     }
 
     pub(crate) fn push(&self, code: &'static str) {

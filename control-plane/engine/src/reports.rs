@@ -2,10 +2,12 @@
 
 use lifecycle::SetReport;
 use lifecycle::credential::Event;
+use protocol::order::OrderIdentity;
 use protocol::report::{self, VerifiedReport};
 use protocol::{Frame, HostId, UnixMillis};
 use store::HostProgress;
 
+use crate::figures::ClockBound;
 use crate::handle::HandleError;
 use crate::run::{Batch, Turn};
 use crate::world::World;
@@ -45,8 +47,13 @@ impl World {
         if let Some(counter) = self.newer_life(host.progress(), &verified) {
             batch.new_epoch = Some(batch.new_epoch.unwrap_or(0).max(counter));
         }
+        // One that was sent again says nothing twice.
+        let said = host.progress().digests.get(&verified.report().sequence);
+        let again = said.is_some_and(|digest| *digest == verified.frame().to_string());
         self.judge(turn, batch, claimed, &verified);
-        self.count_receipts(&verified);
+        if !again {
+            self.note_receipts(batch, claimed, &verified);
+        }
         self.acknowledge(claimed, &verified)
     }
 
@@ -67,6 +74,8 @@ impl World {
         let report = verified.report();
         let standing = standing(&host.row.progress, report.sequence, &digest, shown);
         let name = host.row.host.name.clone();
+        let now = UnixMillis::now();
+        host.clock = Some(ClockBound::learn(host.clock, report.taken_at, now));
         let progress = &mut host.row.progress;
         let contradiction = match standing {
             Standing::Known => {
@@ -99,7 +108,7 @@ impl World {
             progress.digests.pop_first();
         }
         progress.boot_id = Some(report.boot_id.clone());
-        progress.reported_ms = UnixMillis::now().0;
+        progress.reported_ms = now.0;
         let lead = progress.lead;
         batch.hosts.insert(id);
         self.metrics.report(if contradiction.is_some() { "contradiction" } else { "taken" });
@@ -128,13 +137,56 @@ impl World {
         }
     }
 
-    fn count_receipts(&self, verified: &VerifiedReport) {
+    /// Every refused order is counted, and told once in the audit log.
+    fn note_receipts(&mut self, batch: &mut Batch, id: HostId, verified: &VerifiedReport) {
         for receipt in &verified.report().receipts {
-            if let report::Outcome::Refused { code, message } = &receipt.outcome {
-                self.metrics.order_refused();
-                tracing::info!(host = %verified.report().host, %code, %message, order = ?receipt.order, "a host refused an order");
+            let report::Outcome::Refused { code, message } = &receipt.outcome else { continue };
+            self.metrics.order_refused(code);
+            let order = receipt.order.as_ref();
+            tracing::info!(host = %id, %code, %message, ?order, "a host refused an order");
+            let (subject, what) = match order {
+                Some(OrderIdentity::Set { set, generation, kind, version, .. }) => match self.sets.get(set) {
+                    Some(name) => (format!("credential/{name}"), format!("{kind} {version} of {generation}")),
+                    None => (format!("host/{id}"), format!("{kind} of a set that is not ours")),
+                },
+                Some(OrderIdentity::Ask { .. }) => (format!("host/{id}"), "a question".to_owned()),
+                Some(OrderIdentity::Rekey { .. }) => (format!("host/{id}"), "a new key".to_owned()),
+                None => (format!("host/{id}"), "what it could not read".to_owned()),
+            };
+            let Some(host) = self.hosts.get_mut(&id) else { continue };
+            let news = format!("{what}: {code}");
+            if host.refused.get(&subject) != Some(&news) {
+                let detail = format!("{news}: {message}");
+                batch.audit.push(crate::audit::entry(
+                    &format!("host:{id}"),
+                    "order_refused",
+                    &subject,
+                    &detail,
+                ));
+                host.refused.insert(subject, news);
             }
         }
+    }
+
+    /// Who was let in and says what we cannot take is named, once for each reason.
+    pub(crate) fn note_refused_report(
+        &mut self,
+        batch: &mut Batch,
+        peer: Option<HostId>,
+        code: &str,
+        message: &str,
+    ) {
+        let Some((id, host)) = peer.and_then(|id| Some((id, self.hosts.get_mut(&id)?))) else { return };
+        if host.refused.insert(format!("report: {code}"), String::new()).is_some() {
+            return;
+        }
+        let (actor, subject) = (format!("host:{id}"), format!("host/{id}"));
+        batch.audit.push(crate::audit::entry(
+            &actor,
+            "report_refused",
+            &subject,
+            &format!("{code}: {message}"),
+        ));
     }
 
     fn acknowledge(&self, id: HostId, verified: &VerifiedReport) -> Result<Frame, HandleError> {

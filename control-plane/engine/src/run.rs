@@ -117,6 +117,7 @@ impl World {
                 if let Err(HandleError::Report { code, message }) = &result {
                     self.metrics.report(code);
                     tracing::warn!(code, message, "refused a report");
+                    self.note_refused_report(batch, peer, code, message);
                 }
                 batch.answer(reply, result);
             }
@@ -307,17 +308,18 @@ impl World {
                 let kinds =
                     owned.kept.state.outbox().find(|known| known.id == effect).map(|known| &known.kind);
                 match kinds {
-                    Some(EffectKind::Revoke { version, minted_by }) => Some((*version, *minted_by)),
+                    Some(EffectKind::Revoke { minted_by, .. }) => Some(*minted_by),
                     _ => None,
                 }
             }
             _ => None,
         };
+        let dying = self.dying(name, effect);
         self.apply_or_log(turn, batch, name, event);
-        if let (Some((version, minted_by)), Some(owned)) = (revoked, self.owned.get_mut(name)) {
-            if let Some(free) = owned.figures.free.remove(&version) {
-                self.metrics.revoke_delay(free.elapsed());
-            }
+        if let Some(dying) = dying {
+            self.note_revoked(name, dying);
+        }
+        if let (Some(minted_by), Some(owned)) = (revoked, self.owned.get_mut(name)) {
             owned.kept.revisions.remove(&minted_by);
             if !owned.kept.state.values().contains(&minted_by) {
                 batch.forget.push((name.clone(), minted_by));
@@ -532,6 +534,12 @@ impl World {
         if let Some(counter) = batch.new_epoch.take() {
             self.begin_epoch(&mut batch, counter).await?;
         }
+        for name in &batch.dirty {
+            self.measure(name);
+        }
+        for (name, effect) in &batch.effects {
+            self.note_revoking(name, &effect.kind);
+        }
         let commit = self.commit_of(&mut batch)?;
         if !commit.is_empty() {
             self.means.store.commit(commit).await?;
@@ -551,7 +559,6 @@ impl World {
         }
         for name in &batch.dirty {
             self.send(name);
-            self.note(name);
         }
         self.send_stores();
         if !batch.dirty.is_empty() || !batch.hosts.is_empty() {

@@ -372,6 +372,7 @@ impl World {
                 rotated_at: UnixMillis(0),
                 revisions: BTreeMap::new(),
                 stores: BTreeMap::new(),
+                measured: BTreeMap::new(),
             };
             self.sets.insert(plan.credential.set.clone(), name.clone());
             self.owned.insert(name.clone(), Owned::new(kept, 0));

@@ -1,7 +1,6 @@
 //! Everything as people and programs are told it.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use lifecycle::credential::view::{
     Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView,
@@ -18,7 +17,7 @@ use protocol::{HostId, UnixMillis};
 use store::Store;
 
 use crate::handle::{HandleError, from_store};
-use crate::world::{Flip, Host, Owned, World};
+use crate::world::{Host, Owned, World};
 
 /// Rows of the audit log that one page has at most.
 const AUDIT_ROWS_MAX: u32 = 1000;
@@ -147,6 +146,7 @@ impl World {
             effect: Some(view.minted_by),
             since,
             deliveries: self.deliveries(owned, view.version),
+            figures: owned.figures(view.version),
         }
     }
 
@@ -177,6 +177,7 @@ impl World {
             generation: Some(target.generation).filter(|generation| generation.number > 0),
             reason: target.note,
             excused: target.excused.contains(&version),
+            flipped: self.flip_on(owned, &target.target, version),
             target: target.target,
         }
     }
@@ -194,6 +195,7 @@ impl World {
             reason: rollout.halted.clone().or(waits),
             started_at: Some(self.clock.wall(rollout.since)),
             deliveries: self.deliveries(owned, version),
+            figures: owned.figures(version),
         }))
     }
 
@@ -374,50 +376,6 @@ impl World {
     }
 
     // --- figures ---
-
-    /// From the agreed instant to the report that shows the flip.
-    pub(crate) fn note_flip(&mut self, name: &CredentialName, target: &TargetId, report: &SetReport) {
-        let now = self.clock.now();
-        let Some(flip) = self.owned.get_mut(name).and_then(|owned| owned.figures.flip.as_mut()) else {
-            return;
-        };
-        if report.current == Some(flip.version) && now >= flip.at && flip.seen.insert(target.clone()) {
-            let seen = Instant::now();
-            flip.first.get_or_insert(seen);
-            flip.last = Some(seen);
-            self.metrics.flip_reported(std::time::Duration::from_millis(now.since(flip.at).0));
-        }
-    }
-
-    /// What later figures are measured from, once a batch is committed.
-    pub(crate) fn note(&mut self, name: &CredentialName) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
-        let state = &owned.kept.state;
-        let superseded = state.versions().filter(|view| view.phase == Phase::Superseded);
-        let superseded: Vec<(Version, bool)> =
-            superseded.map(|view| (view.version, state.holders(view.version).is_empty())).collect();
-        let rollout = state.rollout();
-        match (&owned.figures.flip, rollout) {
-            (None, Some(CoreRollout { version: Some(version), stage: Stage::Flip { at }, canaries, .. })) => {
-                // Canaries have flipped before.
-                owned.figures.flip = Some(Flip { version, at, first: None, last: None, seen: canaries });
-            }
-            (Some(flip), None) => {
-                if let (Some(first), Some(last)) = (flip.first, flip.last) {
-                    self.metrics.flip_skew(last.saturating_duration_since(first));
-                }
-                owned.figures.flip = None;
-            }
-            _ => {}
-        }
-        for (version, free) in superseded {
-            if free {
-                owned.figures.free.entry(version).or_insert_with(Instant::now);
-            } else {
-                owned.figures.free.remove(&version);
-            }
-        }
-    }
 
     /// The gauges, after a commit.
     pub(crate) fn figures(&self) {

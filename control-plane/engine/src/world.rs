@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lifecycle::credential::Credential;
-use lifecycle::{CredentialName, EffectId, Epoch, Millis, SetName, TargetId, Version};
+use lifecycle::{CredentialName, EffectId, Epoch, SetName, TargetId, Version};
 use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
 use resources::Resources;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use store::{HostProgress, HostRow, HostStatus};
 use crate::catalogue::{Equipment, Makers, Plan};
 use crate::clock::Clock;
 use crate::effects::Means;
+use crate::figures::{ClockBound, Flip, MeasuredVersions};
 use crate::lane::{Lane, Post, address_of};
 use crate::metrics::Metrics;
 use crate::sources::Watch;
@@ -48,6 +49,8 @@ pub(crate) struct Kept {
     pub(crate) revisions: BTreeMap<EffectId, u64>,
     #[serde(default)]
     pub(crate) stores: BTreeMap<TargetId, StoreProgress>,
+    #[serde(default)]
+    pub(crate) measured: MeasuredVersions,
 }
 
 /// One credential at work.
@@ -69,25 +72,8 @@ pub(crate) struct Owned {
     pub(crate) selected: Option<BTreeMap<TargetId, lifecycle::credential::Selection>>,
     pub(crate) watch: Option<Watch>,
     pub(crate) source_fault: Option<String>,
-    /// What figures are measured from.
-    pub(crate) figures: Figures,
-}
-
-/// What the figures are measured from.
-#[derive(Default)]
-pub(crate) struct Figures {
-    /// Since when nobody was seen to hold a superseded version.
-    pub(crate) free: BTreeMap<Version, Instant>,
+    /// The flip that is looked at.
     pub(crate) flip: Option<Flip>,
-}
-
-/// One flip of many targets.
-pub(crate) struct Flip {
-    pub(crate) version: Version,
-    pub(crate) at: Millis,
-    pub(crate) first: Option<Instant>,
-    pub(crate) last: Option<Instant>,
-    pub(crate) seen: BTreeSet<TargetId>,
 }
 
 /// One host at work.
@@ -97,6 +83,11 @@ pub(crate) struct Host {
     pub(crate) target: TargetId,
     pub(crate) lane: Option<Lane>,
     pub(crate) reachable: bool,
+    /// What its reports told of its clock.
+    pub(crate) clock: Option<ClockBound>,
+    /// By subject, the refusal that the audit log has last. The same one again is no news, and a host must not be able
+    /// to fill the log.
+    pub(crate) refused: BTreeMap<String, String>,
 }
 
 impl Owned {
@@ -113,7 +104,7 @@ impl Owned {
             selected: None,
             watch: None,
             source_fault: None,
-            figures: Figures::default(),
+            flip: None,
         }
     }
 
@@ -137,7 +128,17 @@ impl Host {
     pub(crate) fn new(row: HostRow) -> Option<(HostId, Self)> {
         let (id, ..) = address_of(&row)?;
         let report_key = VerifyingKey(row.host.verify_key.as_slice().try_into().ok()?);
-        Some((id, Self { row, report_key, target: id.target(), lane: None, reachable: false }))
+        let target = id.target();
+        let host = Self {
+            row,
+            report_key,
+            target,
+            lane: None,
+            reachable: false,
+            clock: None,
+            refused: BTreeMap::new(),
+        };
+        Some((id, host))
     }
 
     pub(crate) fn is_active(&self) -> bool {

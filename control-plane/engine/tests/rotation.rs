@@ -41,7 +41,28 @@ async fn a_rotation_ends_with_the_old_version_revoked() {
     }
     let audit = handle.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap();
     assert!(audit.entries.iter().any(|entry| entry.action == "rotate" && entry.actor == "operator:alice"));
-    assert!(handle.metrics().encode().contains("eso_revoke_delay_seconds"));
+    let metrics = handle.metrics().encode();
+    for figure in ["eso_revoke_delay_seconds_count 1", "eso_flip_skew_seconds_count 2"] {
+        assert!(metrics.contains(figure), "{figure}: {metrics}");
+    }
+    let before = handle.credential(&name()).await.unwrap().versions;
+    drop(handle);
+    stage.kill(engine).await;
+    stage.close().await;
+
+    // What was measured is kept, and where it came from can be seen.
+    let engine = stage.start(Steps::default()).await;
+    let versions = engine.handle().credential(&name()).await.unwrap().versions;
+    let (new, old) = (&versions[0], &versions[1]);
+    assert_eq!((new.figures, old.figures), (before[0].figures, before[1].figures));
+    assert_eq!(new.figures.flipped_together, 2, "the canary flipped before: {new:?}");
+    assert!(new.figures.flip_skew_ms.is_some_and(|ms| ms < 5_000), "{new:?}");
+    let (revoke, revoked) = (old.figures.last_holder_to_revoke_ms, old.figures.last_holder_to_revoked_ms);
+    assert!(revoke.is_some() && revoked >= revoke, "{old:?}");
+    assert!(new.deliveries.iter().all(|delivery| {
+        delivery.flipped.is_some_and(|flip| flip.at_instant != delivery.canary && flip.clock_ahead_ms == 0)
+    }));
+    assert!(old.deliveries.iter().all(|delivery| delivery.flipped.is_none()));
     stage.kill(engine).await;
 }
 

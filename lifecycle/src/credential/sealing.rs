@@ -77,6 +77,7 @@ impl Credential {
             watch.recount = true;
         }
         watch.only_sessions = only_sessions;
+        watch.free = watch.free.or(Some(turn.now)).filter(|_| !failing.contains(&Clause::NoHolder));
         watch.failing.retain(|clause, _| failing.contains(clause));
         for clause in &failing {
             watch.failing.entry(*clause).or_insert(turn.now);

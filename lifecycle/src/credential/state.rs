@@ -105,6 +105,9 @@ pub(crate) struct Compromise {
 pub(crate) struct Watch {
     /// Since when each clause has failed without a break.
     pub(crate) failing: BTreeMap<Clause, Millis>,
+    /// Since when the clause that nobody holds it has held without a break. For people.
+    #[serde(default)]
+    pub(crate) free: Option<Millis>,
     /// For how long nobody has had it.
     pub(crate) quiet: Option<Quiet>,
     pub(crate) sample: Option<Sample>,

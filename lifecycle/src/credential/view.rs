@@ -39,6 +39,8 @@ pub struct VersionView {
     pub sessions: Option<u32>,
     /// Why it does not go on.
     pub stuck: Option<Stuck>,
+    /// Since when no target shows a holder of it, where that is looked at and until it has ended.
+    pub free_since: Option<Millis>,
 }
 
 /// How far a version has come on one target.
@@ -161,6 +163,7 @@ impl Credential {
             deadline: kept.compromise.as_ref().and_then(|c| c.deadline),
             sessions: kept.watch.sample.and_then(|sample| sample.sessions),
             stuck: kept.stuck.clone(),
+            free_since: kept.watch.free,
         })
     }
 
@@ -213,6 +216,11 @@ impl Credential {
     /// The newest report of a target.
     pub fn report(&self, target: &TargetId) -> Option<&SetReport> {
         self.targets.get(target).and_then(|target| target.report.as_ref())
+    }
+
+    /// The newest report of every target that has sent one.
+    pub fn reports(&self) -> impl Iterator<Item = (&TargetId, &SetReport)> {
+        self.targets.iter().filter_map(|(id, target)| Some((id, target.report.as_ref()?)))
     }
 
     /// The rollout under way.

@@ -23,7 +23,8 @@ use lifecycle::host::{
 };
 use lifecycle::report::{Gap, Holder, PlaceFault};
 use lifecycle::{
-    ConsumerName, EffectId, Epoch, Evidence, GapId, HolderId, Millis, Order, SetReport, TargetId, Version,
+    ConsumerName, EffectId, Epoch, Evidence, Flipped, GapId, HolderId, Millis, Order, SetReport, TargetId,
+    Version,
 };
 
 pub const FIRST: Epoch = Epoch { counter: 1, id: 11 };
@@ -102,6 +103,8 @@ pub struct Host {
     pub oneshot: bool,
     /// Processes that nothing shows.
     pub hidden: Vec<(Version, EffectId)>,
+    /// What it says of its last flip.
+    pub says: Option<Flipped>,
     /// The value that came with the newest order.
     pub incoming: Option<EffectId>,
 }
@@ -245,6 +248,7 @@ impl Host {
             holders: self.holders(),
             gaps: self.gaps.clone(),
             places: self.places.clone(),
+            flipped: self.says,
             ..self.state.report()
         };
         if self.last.as_ref() != Some(&report) {

@@ -14,10 +14,10 @@ pub use change::{
 pub use problem::Problem;
 pub use view::{
     AuditEntry, AuditPage, BackedUp, Blocker, Changes, Clause, CredentialDetail, CredentialPhase,
-    CredentialSummary, DeliveryPhase, DeliveryView, Done, DryRun, EnrolTokenIssued, HeldBy, HolderView,
-    HostDetail, HostPhase, HostSummary, Imported, OperatorIssued, OperatorView, PendingVersion,
-    ResourceFault, Role, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase,
-    Whoami, Why,
+    CredentialSummary, DeliveryPhase, DeliveryView, Done, DryRun, EnrolTokenIssued, Figures, FlipView,
+    HeldBy, HolderView, HostDetail, HostPhase, HostSummary, Imported, OperatorIssued, OperatorView,
+    PendingVersion, ResourceFault, Role, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail,
+    VersionPhase, Whoami, Why,
 };
 
 /// The content type of the API's answers.

@@ -190,6 +190,33 @@ pub struct VersionDetail {
     pub since: Option<UnixMillis>,
     /// How far it has come on each target.
     pub deliveries: Vec<DeliveryView>,
+    /// What was measured on its road.
+    pub figures: Figures,
+}
+
+/// What was measured on a version's road. For people: nothing is decided by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Figures {
+    /// Milliseconds between the first and the last flip of the targets that flipped at the common instant, canaries
+    /// and latecomers left out. By the targets' own clocks, put right as far as they are known to differ from ours.
+    pub flip_skew_ms: Option<u64>,
+    /// How many targets that is made from.
+    pub flipped_together: u32,
+    /// Milliseconds from the moment at which the gate found no holder any more to the call that revokes it.
+    pub last_holder_to_revoke_ms: Option<u64>,
+    /// To the proof that it is revoked.
+    pub last_holder_to_revoked_ms: Option<u64>,
+}
+
+/// When a version became current on a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FlipView {
+    /// By the target's own clock, put right by `clock_ahead_ms`.
+    pub at: UnixMillis,
+    /// By how much the target's clock is ahead of ours, as far as that is certain; 0 where they may agree.
+    pub clock_ahead_ms: i64,
+    /// Whether it was at an agreed instant, as against at once.
+    pub at_instant: bool,
 }
 
 /// A word that a version must stay alive.
@@ -242,6 +269,8 @@ pub struct DeliveryView {
     pub reason: Option<String>,
     /// An operator's word that this target does not count for this version.
     pub excused: bool,
+    /// When it became current there, while it is.
+    pub flipped: Option<FlipView>,
 }
 
 /// Where a rollout is.
@@ -283,6 +312,8 @@ pub struct RolloutView {
     pub started_at: Option<UnixMillis>,
     /// Each target.
     pub deliveries: Vec<DeliveryView>,
+    /// What was measured so far.
+    pub figures: Figures,
 }
 
 /// The clauses of the gate before every revocation, by the names of the design.

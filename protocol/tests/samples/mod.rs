@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::report::{Consumer, ConsumerState, Gap, Holder, PlaceFault, Refused, RolledBack};
 use lifecycle::{
-    ConsumerName, EffectId, Epoch, Evidence, GapId, Generation, HolderId, Millis, Order, OrderKind, SetName,
-    SetReport, Version,
+    ConsumerName, EffectId, Epoch, Evidence, Flipped, GapId, Generation, HolderId, Millis, Order, OrderKind,
+    SetName, SetReport, Version,
 };
 use protocol::ack::Ack;
 use protocol::enrol::{Bundle, Registration, TokenId};
@@ -223,6 +223,7 @@ fn set_report() -> SetReport {
             reason: "exited 1".to_owned(),
         }),
         may_return_to: BTreeSet::from([version(7)]),
+        flipped: Some(Flipped { version: version(7), unix_ms: NOW - 5_000, ahead_ms_max: Some(-3) }),
         gone: BTreeSet::from([version(5)]),
         not_gone: BTreeMap::from([(version(6), "held".to_owned())]),
         refused: Some(Refused {

@@ -43,10 +43,18 @@ impl Applier {
         };
         let identity = order.identity();
         let age = age(order.payload().sent_at, now);
+        let sent_at = order.payload().sent_at;
         let outcome = match &order.payload().body {
             Body::Rekey(rekey) => self.rekey(rekey),
             Body::Ask(ask) => self.ask(order.payload().epoch, ask),
-            Body::Set(set_order) => self.set_order(&order, set_order, age),
+            Body::Set(set_order) => {
+                if matches!(set_order.order.kind, OrderKind::Arm { .. })
+                    && let Some(set) = self.sets.get_mut(&set_order.set)
+                {
+                    set.note_arm(set_order.order.kind.version(), now.ms_ahead_of(sent_at));
+                }
+                self.set_order(&order, set_order, age)
+            }
         };
         let outcome = self.tell_replay(&identity, outcome);
         match &outcome {

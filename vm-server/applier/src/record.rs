@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use host_policy::{Access, Principal};
 use lifecycle::host::SetState;
-use lifecycle::{Epoch, GapId, SetName, Version};
+use lifecycle::{Epoch, Flipped, GapId, SetName, Version};
 use protocol::{FileName, Frame, KeyedDigest};
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,12 @@ pub(crate) struct SetRecord {
     /// Removed files that are in use by those whom an operator cleared: accounted for in every later count.
     #[serde(default)]
     pub(crate) pinned: u64,
+    /// When the current version became that.
+    #[serde(default)]
+    pub(crate) flipped: Option<Flipped>,
+    /// By how much our clock was ahead of the sender's when this version was armed, at the most.
+    #[serde(default)]
+    pub(crate) ahead_ms_max: Option<(Version, i64)>,
     /// Who may have which version.
     pub(crate) evidence: holders::Evidence,
 }

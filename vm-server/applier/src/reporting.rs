@@ -117,6 +117,7 @@ impl Applier {
         report.sequence = sequence;
         report.epoch = self.host.epoch;
         report.evidence = evidence_of(set);
+        report.flipped = set.record.flipped.filter(|flipped| Some(flipped.version) == report.current);
         (report.holders, report.gaps, report.places) = (holders, gaps, places);
         Some(report)
     }

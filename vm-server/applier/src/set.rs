@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{Evidence, Millis, SetName, Version};
+use lifecycle::{Evidence, Flipped, Millis, SetName, Version};
+use protocol::UnixMillis;
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
 use zeroize::Zeroizing;
@@ -42,6 +43,8 @@ pub(crate) struct Set {
     pub(crate) unstarted: Option<bool>,
     /// Whether the record differs from what the journal has, since writing it failed.
     pub(crate) unkept: bool,
+    /// Whether an agreed instant has come and is being met.
+    at_instant: bool,
 }
 
 impl Set {
@@ -60,6 +63,7 @@ impl Set {
             places_due: false,
             shown_in_places: None,
             unkept: false,
+            at_instant: false,
         }
     }
 
@@ -112,6 +116,8 @@ impl Set {
     fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
         let mut answer = None;
         let ticked = matches!(first, HostEvent::Tick);
+        // Whoever is told a moment later to flip at once flips for the instant all the same.
+        self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
         let mut effects = self.step_first(tools, first)?;
         let mut events = VecDeque::new();
         loop {
@@ -299,6 +305,7 @@ impl Set {
         };
         match flipped {
             Ok(()) => {
+                self.note_flip(version);
                 self.places_due = true;
                 // Who runs now is written down before anybody is restarted.
                 tools.recheck = true;
@@ -306,6 +313,21 @@ impl Set {
             }
             Err(error) => HostEvent::FlipFailed { version, message: error.to_string() },
         }
+    }
+
+    fn note_flip(&mut self, version: Version) {
+        let armed = self.record.ahead_ms_max.filter(|(armed, _)| self.at_instant && *armed == version);
+        self.record.flipped = Some(Flipped {
+            version,
+            unix_ms: UnixMillis::now().0,
+            ahead_ms_max: armed.map(|(_, ahead_ms)| ahead_ms),
+        });
+    }
+
+    /// An `arm` of this version came: our clock is not further ahead of the sender's than that.
+    pub(crate) fn note_arm(&mut self, version: Version, ahead_ms: i64) {
+        let known = self.record.ahead_ms_max.filter(|(known, _)| *known == version);
+        self.record.ahead_ms_max = Some((version, known.map_or(ahead_ms, |(_, known)| known.min(ahead_ms))));
     }
 
     /// None when it failed: it is tried again at the next start.

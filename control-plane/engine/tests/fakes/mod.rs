@@ -15,7 +15,7 @@ use lifecycle::credential::{Authority, Overlap};
 use lifecycle::host::{self, By, Digest, HostEffect, HostEvent, HostInput, Life, Rules, SetState};
 use lifecycle::report::Holder;
 use lifecycle::{
-    ConsumerName, CredentialName, EffectId, Evidence, HolderId, Millis, SetName, SetReport, Version,
+    ConsumerName, CredentialName, EffectId, Evidence, Flipped, HolderId, Millis, SetName, SetReport, Version,
 };
 use protocol::order::{self, Body};
 use protocol::report::{Outcome, Receipt, Report};
@@ -268,6 +268,8 @@ pub struct FakeHost {
     began: Instant,
     sets: BTreeMap<SetName, SetState>,
     links: BTreeMap<SetName, Version>,
+    flipped: Option<Flipped>,
+    at_instant: bool,
     files: BTreeMap<(SetName, Version), String>,
     /// What the application loaded at the start of its life.
     loaded: Option<(Version, String)>,
@@ -304,6 +306,8 @@ impl FakeHost {
             began: Instant::now(),
             sets: BTreeMap::new(),
             links: BTreeMap::new(),
+            flipped: None,
+            at_instant: false,
             files: BTreeMap::new(),
             loaded: None,
             life: 1,
@@ -336,6 +340,8 @@ impl FakeHost {
     fn give(&mut self, set: &SetName, event: HostEvent) -> Option<host::Answer> {
         let mut events = vec![event];
         let mut answered = None;
+        let due = self.sets.get(set).and_then(SetState::next_due);
+        self.at_instant = due.is_some_and(|due| due <= self.input().boot);
         while let Some(event) = events.pop() {
             let state = self.sets.get(set).cloned().unwrap_or_default();
             let (state, effects) = host::step(state, self.input(), event);
@@ -359,6 +365,8 @@ impl FakeHost {
             HostEffect::Flip { version } => {
                 assert!(self.files.contains_key(&(set.clone(), version)), "a flip without files");
                 self.links.insert(set.clone(), version);
+                let ahead_ms_max = self.at_instant.then_some(0);
+                self.flipped = Some(Flipped { version, unix_ms: UnixMillis::now().0, ahead_ms_max });
                 vec![HostEvent::Flipped { version }]
             }
             HostEffect::Unlink { version } => {
@@ -442,6 +450,11 @@ impl FakeHost {
 
     pub fn signed_report(&mut self) -> Frame {
         self.report(vec![])
+    }
+
+    /// A report that refuses what may never have been ordered.
+    pub fn report_with(&mut self, receipts: Vec<Receipt>) -> Frame {
+        self.report(receipts)
     }
 
     /// A report of another host, signed by this one.
@@ -552,6 +565,7 @@ impl FakeHost {
         let snapshot = |state: &SetState| SetReport {
             evidence: Evidence::Declared,
             holders: holders.clone(),
+            flipped: self.flipped.filter(|flipped| Some(flipped.version) == state.current()),
             ..state.report()
         };
         self.sets.iter().map(|(set, state)| (set.clone(), snapshot(state))).collect()

@@ -148,6 +148,12 @@ fn an_armed_flip_comes_at_its_instant() {
         let skew = sent.elapsed().as_millis().cast_signed() - 300;
         assert!(skew >= -20, "{skew} ms before its instant");
         late.push(skew);
+        let report = host.until("the flip is shown", |db| db.current == Some(v(number)));
+        let flipped = report.flipped.unwrap();
+        assert_eq!(flipped.version, v(number));
+        assert!(flipped.ahead_ms_max.is_some_and(|ms| (0..10_000).contains(&ms)), "{flipped:?}");
+        let ago = protocol::UnixMillis::now().ms_ahead_of(protocol::UnixMillis(flipped.unix_ms));
+        assert!((0..60_000).contains(&ago), "{flipped:?}");
     }
     late.sort_unstable();
     // The machine that runs the tests may be busy for a moment, but not each time.

@@ -1,0 +1,101 @@
+//! An order that a host refuses is counted by its reason and told in the audit log.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the shared fakes")]
+
+mod fakes;
+
+use fakes::{Stage, until};
+use lifecycle::{Epoch, Generation, SetName, Version};
+use protocol::FrameDigest;
+use protocol::order::OrderIdentity;
+use protocol::report::{Outcome, Receipt};
+use store::Steps;
+
+fn refused(generation: u32, code: &str) -> Receipt {
+    let order = OrderIdentity::Set {
+        epoch: Epoch { counter: 1, id: 7 },
+        set: SetName::new("orders-db").unwrap(),
+        generation: Generation::new(1, generation),
+        kind: "stage".to_owned(),
+        version: Version::new(1, 1),
+    };
+    let outcome = Outcome::Refused { code: code.to_owned(), message: "for\nthis reason".to_owned() };
+    Receipt { frame: FrameDigest::of(code.as_bytes()), order: Some(order), outcome }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_order_is_counted_by_its_reason_and_audited_once() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the host has reported", async |h| h.host("h0").await.is_ok()).await;
+    let host = stage.host(0);
+    let codes = [
+        "over_limit",
+        "not_in_policy",
+        "other_host",
+        "older_generation",
+        "replay",
+        "foreign_key",
+        "expired",
+        "other_digest",
+    ];
+    for (number, code) in (1..).zip(codes) {
+        for _ in 0..2 {
+            let (id, report) = {
+                let mut host = host.lock().unwrap();
+                (host.id, host.report_with(vec![refused(number, code)]))
+            };
+            handle.report(report, id).await.unwrap();
+        }
+    }
+    let made_up = refused(99, "a_word_{of=\"its own\"}");
+    let (id, report) = {
+        let mut host = host.lock().unwrap();
+        (host.id, host.report_with(vec![Receipt { order: None, ..made_up }]))
+    };
+    handle.report(report, id).await.unwrap();
+
+    let metrics = handle.metrics().encode();
+    for code in codes {
+        let line = format!("eso_orders_refused_total{{code=\"{code}\"}} 2");
+        assert!(metrics.contains(&line), "{line} is not in:\n{metrics}");
+    }
+    assert!(metrics.contains("eso_orders_refused_total{code=\"other\"} 1"), "{metrics}");
+    assert!(!metrics.contains("its own"), "a host's own word became a label");
+    let audit = handle.audit(0, 1000, None).await.unwrap();
+    for code in codes {
+        let told = audit.entries.iter().filter(|entry| {
+            entry.action == "order_refused"
+                && entry.actor == format!("host:{id}")
+                && entry.subject == "credential/orders-db"
+                && entry.detail.contains(&format!("{code}: for this reason"))
+        });
+        assert_eq!(told.count(), 1, "{code} in {:#?}", audit.entries);
+    }
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_is_not_taken_is_counted_and_audited_once() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the host has reported", async |h| h.host("h1").await.is_ok()).await;
+    let (one, other) = (stage.host(0), stage.host(1));
+    let id = one.lock().unwrap().id;
+    for _ in 0..3 {
+        let foreign = other.lock().unwrap().signed_report();
+        let forged = other.lock().unwrap().report_in_the_name_of(id);
+        assert!(handle.report(foreign, id).await.is_err() && handle.report(forged, id).await.is_err());
+    }
+    let metrics = handle.metrics().encode();
+    assert!(metrics.contains("eso_reports_total{code=\"foreign_key\"} 3"), "{metrics}");
+    // Its own road sends what it could not get rid of again.
+    assert!(metrics.contains("eso_reports_total{code=\"other_host\"}"), "{metrics}");
+    let audit = handle.audit(0, 1000, Some(format!("host/{id}"))).await.unwrap();
+    let told = audit.entries.iter().filter(|entry| entry.action == "report_refused");
+    let told: Vec<_> = told.map(|entry| entry.detail.split(':').next().unwrap()).collect();
+    assert_eq!(told, ["other_host", "foreign_key"], "a host could fill the log");
+    stage.kill(engine).await;
+}
