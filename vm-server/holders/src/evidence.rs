@@ -443,9 +443,14 @@ impl Evidence {
         if let Some(holds) = self.held.get_mut(&version) {
             let lives = &self.lives;
             let clears = &mut self.clears;
+            // What only policy says of a life is said of the whole of it, and would be said again at the next look.
+            let released = self.released.entry(version).or_default();
             holds.retain(|life, held| {
                 let cleared = holders.contains(&held.id);
                 if cleared {
+                    if held.evidence == Kind::Declared {
+                        released.insert(life.clone());
+                    }
                     *clears.entry(life.clone()).or_default() += 1;
                     excused.extend(lives.get(life).into_iter().flat_map(LifeState::processes));
                 }

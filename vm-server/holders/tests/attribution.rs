@@ -856,6 +856,22 @@ fn a_cleared_holder_that_reads_again_has_another_name() {
 }
 
 #[test]
+fn a_cleared_consumer_that_only_policy_names_stays_cleared_for_this_life() {
+    let mut world = declared();
+    let first = world.put(100, 1, |_| {});
+    world.declare(&ConsumerLife::Process(first));
+    world.at(2_000);
+    world.evidence.current(Some(NEW), Millis(2_000));
+    world.declare(&ConsumerLife::Process(first));
+    let named: BTreeSet<HolderId> = world.evidence.holders(OLD).into_iter().map(|holder| holder.id).collect();
+    assert!(world.evidence.clear(OLD, &named, &BTreeSet::new()));
+    world.at(3_000);
+    world.declare(&ConsumerLife::Process(first));
+    assert!(!world.holds(OLD), "the same life, named by nothing new");
+    assert!(world.holds(NEW), "it was cleared for one version only");
+}
+
+#[test]
 fn a_reboot_ends_holders_and_gaps() {
     let mut world = world();
     world.put(100, 1, |_| {});
