@@ -147,6 +147,22 @@ impl Host {
         }
     }
 
+    /// Which halves should run and have ended by themselves.
+    pub fn ended(&mut self) -> Vec<Half> {
+        let mut ended = Vec::new();
+        for half in [Half::Network, Half::Applier] {
+            let over = match self.slot(half) {
+                Some(Running::Task { task, .. }) => task.is_finished(),
+                Some(Running::Process(child)) => !matches!(child.try_wait(), Ok(None)),
+                None => false,
+            };
+            if over {
+                ended.push(half);
+            }
+        }
+        ended
+    }
+
     /// Starts a half that does not run. It becomes ready in its own time.
     pub fn start(&mut self, half: Half) -> anyhow::Result<()> {
         if self.runs(half) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use lifecycle::SetName;
-use protocol::api::{CredentialDetail, VersionPhase};
+use protocol::api::{CredentialDetail, DeliveryPhase, HostDetail, PendingVersion, VersionPhase};
 use tokio::runtime::Handle;
 
 use crate::applications::{CREDENTIAL, Crowd, Reader, Readers, Supervised};
@@ -86,6 +86,11 @@ impl Scene {
     /// Starts everything but the credential, and waits until all hosts are connected.
     pub fn set(built: &Built, wish: &Wish, runtime: &Handle) -> anyhow::Result<Self> {
         let set: SetName = NAME.parse()?;
+        // `ESO_LOG=debug` shows what the hosts in this process say.
+        if let Ok(filter) = tracing_subscriber::EnvFilter::try_from_env("ESO_LOG") {
+            // Several scenes may be set in one process.
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+        }
         let directory = crate::farm::directory()?;
         let server = LoginServer::start(wish.overlap, runtime)?;
         let mut control =
@@ -148,6 +153,10 @@ impl Scene {
         let told = self.server.told();
         ensure!(told.wrong.is_empty(), "the server was asked for what nobody may ask: {:?}", told.wrong);
         ensure!(told.refused.is_empty(), "applications were refused: {:?}", told.refused);
+        for host in self.farm.hosts_mut() {
+            let ended = host.ended();
+            ensure!(ended.is_empty(), "of {} these have ended by themselves: {ended:?}", host.site().name);
+        }
         ensure!(self.crowd.runs(), "the applications that nobody may restart have ended");
         let current = detail.versions.iter().find(|known| Some(known.version) == detail.summary.current);
         let recorded: BTreeSet<String> =
@@ -176,36 +185,48 @@ impl Scene {
 
     /// What there is to see, for a failure.
     pub fn told(&self) -> String {
-        let detail = self.control.credential(NAME);
-        let detail = detail.map(|mut detail| {
-            // The interesting ones only.
-            detail
-                .versions
-                .retain(|known| !matches!(known.phase, VersionPhase::Retired | VersionPhase::Erased));
-            for known in &mut detail.versions {
-                known.deliveries.truncate(5);
-            }
-            detail.rollout = detail.rollout.map(|mut rollout| {
-                rollout.deliveries.retain(|delivery| delivery.reason.is_some());
-                rollout.deliveries.truncate(5);
-                rollout
-            });
-            serde_json::to_string_pretty(&detail).unwrap_or_default()
-        });
-        let pending: anyhow::Result<serde_json::Value> = self.control.get("/v1/pending");
-        let mut pending = pending.map(|pending| serde_json::to_string_pretty(&pending).unwrap_or_default());
-        if let Ok(text) = &mut pending {
-            text.truncate(6000);
+        match self.behind() {
+            Ok(told) => told,
+            Err(error) => format!("the control plane does not say: {error:#}"),
         }
-        let log = std::fs::read_to_string(self.control.log()).unwrap_or_default();
+    }
+
+    fn behind(&self) -> anyhow::Result<String> {
+        let mut detail = self.control.credential(NAME)?;
+        detail.versions.retain(|known| !matches!(known.phase, VersionPhase::Retired | VersionPhase::Erased));
+        let rolling = detail.summary.rolling.or(detail.summary.current);
+        let lists =
+            detail.versions.iter_mut().map(|known| (Some(known.version) == rolling, &mut known.deliveries));
+        let mut lagging = BTreeSet::new();
+        for (newest, deliveries) in lists {
+            deliveries.retain(|delivery| newest && delivery.phase != DeliveryPhase::Adopted);
+            lagging.extend(deliveries.iter().map(|delivery| delivery.name.clone()));
+            deliveries.truncate(3);
+        }
+        if let Some(rollout) = &mut detail.rollout {
+            rollout.deliveries.clear();
+        }
+        let hosts: Vec<HostDetail> = lagging
+            .iter()
+            .take(3)
+            .map(|name| self.control.get(&format!("/v1/hosts/{name}")))
+            .collect::<anyhow::Result<_>>()?;
+        let mut pending = self.control.get::<Vec<PendingVersion>>("/v1/pending")?;
+        for version in &mut pending {
+            version.holders.truncate(5);
+            version.why.blockers.truncate(5);
+        }
+        let log = std::fs::read_to_string(self.control.log())?;
         let tail: Vec<&str> = log.lines().rev().take(30).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        format!(
-            "credential: {detail:?}\npending: {pending:?}\nserver: {:?}\nlog of the control plane:\n{}",
+        Ok(format!(
+            "credential: {}\npending: {}\nlagging: {lagging:?} {}\nserver: {:?}\nlog:\n{}",
+            serde_json::to_string_pretty(&detail)?,
+            serde_json::to_string_pretty(&pending)?,
+            serde_json::to_string_pretty(&hosts)?,
             self.server.told(),
             tail.join("\n")
-        )
-        .replace("\\n", "\n")
+        ))
     }
 }
 

@@ -71,7 +71,7 @@ async fn follow(reader: &Reader, server: SocketAddr, set: &SetName, every: Durat
     name_ourselves(reader)?;
     loop {
         let before = has.as_ref().map(|(version, _)| *version);
-        if current(reader).is_some_and(|current| Some(current) != before) {
+        if current(reader).is_some_and(|(_, current)| Some(current) != before) {
             // Between the look and the reading the set may have moved on; then the next look finds it.
             if let Ok((version, credential)) = read(reader) {
                 write_down(reader, version)?;
@@ -100,14 +100,16 @@ async fn follow(reader: &Reader, server: SocketAddr, set: &SetName, every: Durat
     }
 }
 
-fn current(reader: &Reader) -> Option<Version> {
+/// The directory and the version that readers find now.
+fn current(reader: &Reader) -> Option<(PathBuf, Version)> {
     let link = fs::read_link(reader.set.join("..data")).ok()?;
-    link.to_str()?.strip_prefix('v')?.parse().ok()
+    let version = link.to_str()?.strip_prefix('v')?.parse().ok()?;
+    Some((link, version))
 }
 
 fn read(reader: &Reader) -> anyhow::Result<(Version, Credential)> {
-    let version = current(reader).context("the set has no version yet")?;
-    let bytes = fs::read(reader.set.join(format!("v{version}")).join(CREDENTIAL))?;
+    let (directory, version) = current(reader).context("the set has no version yet")?;
+    let bytes = fs::read(reader.set.join(directory).join(CREDENTIAL))?;
     Ok((version, serde_json::from_slice(&bytes)?))
 }
 
