@@ -156,7 +156,8 @@ impl Drop for Listener {
 impl Listener {
     /// Accepts and serves connections until it is dropped.
     pub async fn serve(self) {
-        let mut current: Option<tokio::task::JoinHandle<()>> = None;
+        // Ended with this future: an applier must not stay connected with a network half that is over.
+        let mut current = tokio::task::JoinSet::new();
         loop {
             let stream = match self.socket.accept().await {
                 Ok((stream, _)) => stream,
@@ -170,15 +171,14 @@ impl Listener {
                 tracing::warn!(%why, "refused a connection on the private socket");
                 continue;
             }
-            if let Some(before) = current.take() {
-                before.abort();
-            }
+            current.abort_all();
+            while current.try_join_next().is_some() {}
             let (shared, means) = (self.shared.clone(), self.means.clone());
-            current = Some(tokio::spawn(async move {
+            current.spawn(async move {
                 if let Err(error) = connection(&shared, stream, means).await {
                     tracing::info!(%error, "the applier's connection ended");
                 }
-            }));
+            });
         }
     }
 }
