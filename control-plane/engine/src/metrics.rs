@@ -27,7 +27,7 @@ struct Phase {
 }
 
 /// Why a host refuses an order, as far as labels go.
-const REFUSALS: [&str; 36] = [
+const REFUSALS: [&str; 38] = [
     // The order itself.
     "foreign_key",
     "root_signed",
@@ -39,6 +39,8 @@ const REFUSALS: [&str; 36] = [
     "over_limit",
     "old_rekey",
     "not_sealed_to_us",
+    "set_too_large",
+    "digest_mismatch",
     // What the host remembers and allows.
     "old_epoch",
     "stranger_epoch",

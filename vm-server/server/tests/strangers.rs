@@ -111,3 +111,41 @@ async fn plain_bytes_and_half_open_connections_keep_nobody_else_out() {
     assert!(!answer.starts_with(b"HTTP"), "answered without TLS");
     world.whole_road(1).await;
 }
+
+/// Slow headers, half a body, silence after the handshake: pushes go on, and it ends by itself. (How the longer limits
+/// end is shown where they are short, in `transport`.)
+#[tokio::test]
+async fn slow_requests_keep_no_push_waiting_and_end_by_themselves() {
+    let mut world = World::start().await;
+    let address = world.url.strip_prefix("https://").unwrap().to_owned();
+    let installation = world.control_plane.desk.installation;
+    let trust = world.control_plane.desk.authority.trust();
+    let trust = trust.with_uris([names::host_uri(installation, world.keys.host())]);
+    let own = world.control_plane.desk.authority.identity(&names::control_plane_uri(installation));
+    let mut slow = Vec::new();
+    for (identity, words) in [
+        (None, "GET /v1/health HTTP/1.1\r\nHost: x\r\nX-A: ".to_owned()),
+        (None, String::new()),
+        (
+            Some(&own),
+            format!(
+                "POST /v1/orders HTTP/1.1\r\nHost: x\r\nContent-Type: {FRAMES_CONTENT_TYPE}\r\nContent-Length: 900\r\n\r\nhalf"
+            ),
+        ),
+    ] {
+        let mut config = transport::client_config(identity, &trust, transport::Names::Unchecked).unwrap();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+        stream.write_all(words.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    world.whole_road(1).await;
+    let ends = std::time::Duration::from_secs(90);
+    let mut headers = slow.swap_remove(0);
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(ends, headers.read_to_end(&mut rest)).await.expect("it ends by itself");
+    assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+    world.whole_road(2).await;
+}

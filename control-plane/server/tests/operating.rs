@@ -1,0 +1,518 @@
+//! What an operator does, by `esoctl` alone, on a real control plane with real hosts; and that nothing of it shows a
+//! value: no log, answer, metric, audit row, database page or core dump.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use esoctl::{Exit, Streams};
+use protocol::api::{
+    AuditPage, CredentialDetail, CredentialSummary, HolderView, HostDetail, HostSummary, OperatorIssued,
+    PendingVersion, RolloutView, Status, Why,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tests_canary::Canaries;
+use tokio::task::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const IMPORTED: &str = "it-was/there+before us \"0f3a\\9d\"";
+
+const RESOURCE: &str = "
+apiVersion: generators.external-secrets.io/v1alpha1
+kind: Password
+metadata: { name: orders }
+spec: { length: 32 }
+---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: { name: orders-db }
+spec:
+  generator: { kind: Password, name: orders }
+  first: import
+  targets:
+    hosts:
+      matchLabels: { app: orders }
+  policy: { grace: 0s, flipIn: 300ms, startWait: 5s, barrier: 60s, sampleEvery: 1s, retryPauseMax: 2s, wave: 10 }
+";
+
+/// Something of ours that runs, and is gone when the test is.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(mut command: Command, log: &Path) -> Self {
+        let (out, err) = (File::create(log).unwrap(), File::create(log.with_extension("err")).unwrap());
+        command.stdin(Stdio::null()).stdout(out).stderr(err).env_remove("NOTIFY_SOCKET");
+        Self { child: command.spawn().unwrap(), log: log.to_owned() }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn output(&self) -> String {
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        read(&self.log) + &read(&self.log.with_extension("err"))
+    }
+
+    async fn says(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.output().contains(words) {
+            assert!(Instant::now() < deadline, "{words:?} is not said:\n{}", self.output());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One of the programs of this build. All of them are built by `cargo xtask test`, and by `cargo build --workspace`.
+fn program(name: &str) -> Command {
+    let path = Path::new(env!("CARGO_BIN_EXE_eso-control-plane")).with_file_name(name);
+    assert!(path.exists(), "{} is not built: run `cargo build --workspace --bins` first", path.display());
+    let mut command = Command::new(path);
+    command.env("ESO_LOG", "debug");
+    command
+}
+
+/// A host with its two daemons and one application that keeps what it read.
+struct Host {
+    root: PathBuf,
+    daemons: Vec<Running>,
+    /// It ends with the host.
+    _application: Running,
+}
+
+impl Host {
+    async fn enrol(world: &mut World, name: &str) -> Self {
+        let root = world.root.join(name);
+        for folder in ["config/conf.d", "place", "logs"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let mut sleep = Command::new("sleep");
+        sleep.arg("3600").process_group(0);
+        let application = Running::start(sleep, &root.join("logs/application"));
+        std::fs::write(root.join("pid"), application.child.id().to_string()).unwrap();
+        std::fs::write(root.join("place/password"), IMPORTED).unwrap();
+        let here = root.display();
+        let daemon = format!(
+            "[daemon]\nstate_dir = \"{here}/state\"\nrun_dir = \"{here}/run\"\nlisten = \"127.0.0.1:0\"\n\
+             supervisor = \"none\"\nmount = \"directory\"\nevidence = \"declared\"\nreport_ms = 1000\n"
+        );
+        std::fs::write(root.join("config/config.toml"), daemon).unwrap();
+        let (sleep, user) = (program_of("sleep"), said_by("id", "-un"));
+        let set = format!(
+            "[set.orders-db]\nplaces = [{{ path = \"{here}/place/password\", file = \"password\", kind = \"link\" }}]\n\
+             [[set.orders-db.consumers]]\nname = \"application\"\npidfile = \"{here}/pid\"\nexe = \"{sleep}\"\n\
+             user = \"{user}\"\nadopt = \"reopen\"\nsettle_ms = 100\n"
+        );
+        std::fs::write(root.join("config/conf.d/orders-db.toml"), set).unwrap();
+        let bundle = root.join("bundle.json");
+        let bundle = bundle.to_str().unwrap();
+        world.does(&["host", "enroll-token", name, "--label", "app=orders", "--out", bundle]).await;
+        let text: Value = serde_json::from_slice(&std::fs::read(bundle).unwrap()).unwrap();
+        for secret in ["network_secret", "applier_secret"] {
+            world.secret(&format!("{secret} of {name}"), text[secret].as_str().unwrap());
+        }
+        let mut enrol = program("eso-vm-applier");
+        enrol.arg("--config").arg(root.join("config")).args(["enroll", "--bundle", bundle]);
+        let enrolled = enrol.output().unwrap();
+        assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+        std::fs::remove_file(bundle).unwrap();
+        let daemons = ["eso-vm-server", "eso-vm-applier"].map(|daemon| {
+            let mut command = program(daemon);
+            command.arg("--config").arg(root.join("config"));
+            Running::start(command, &root.join("logs").join(daemon))
+        });
+        Self { root, daemons: daemons.into(), _application: application }
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.daemons.iter().for_each(|daemon| daemon.signal(signal));
+    }
+
+    fn password(&self) -> String {
+        std::fs::read_to_string(self.root.join("place/password")).unwrap()
+    }
+}
+
+fn program_of(name: &str) -> String {
+    let found = std::env::var_os("PATH").unwrap();
+    let mut found = std::env::split_paths(&found).map(|folder| folder.join(name));
+    found.find_map(|path| path.canonicalize().ok()).unwrap().display().to_string()
+}
+
+fn said_by(program: &str, argument: &str) -> String {
+    let output = Command::new(program).arg(argument).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+struct World {
+    _directory: tempfile::TempDir,
+    root: PathBuf,
+    control: Running,
+    url: String,
+    secrets: BTreeMap<String, String>,
+    /// Everything that `esoctl` and the API ever said, but for what they are there to hand out.
+    transcript: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        transport::install_provider();
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        for folder in ["resources", "secrets", "logs"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        std::fs::write(root.join("resources/orders.yaml"), RESOURCE).unwrap();
+        let mut init = program("eso-control-plane");
+        let made = init.arg("init").arg("--data").arg(root.join("data")).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let mut serve = program("eso-control-plane");
+        serve.current_dir(&root).args(["serve", "--listen", "127.0.0.1:0", "--name", "localhost"]);
+        serve.arg("--data").arg(root.join("data")).arg("--resources").arg(root.join("resources"));
+        serve.arg("--secrets").arg(root.join("secrets"));
+        let control = Running::start(serve, &root.join("logs/control-plane"));
+        control.says("ready listen=").await;
+        let said = control.output();
+        let url = said.split("url=").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        Self {
+            _directory: directory,
+            root,
+            control,
+            url,
+            secrets: BTreeMap::new(),
+            transcript: String::new(),
+        }
+    }
+
+    fn secret(&mut self, name: &str, value: &str) {
+        self.secrets.insert(name.to_owned(), value.to_owned());
+    }
+
+    fn calls(&self, arguments: &[&str]) -> JoinHandle<(Exit, String, String)> {
+        let config = self.root.join("data/admin/esoctl.toml").display().to_string();
+        let fixed = ["esoctl", "--config", &config, "--server", &self.url].map(str::to_owned);
+        let arguments: Vec<String> =
+            fixed.into_iter().chain(arguments.iter().map(|&word| word.to_owned())).collect();
+        tokio::spawn(async move {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
+            let exit = esoctl::run(arguments.into_iter().map(Into::into), &mut streams).await;
+            (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+        })
+    }
+
+    async fn ends(&mut self, call: JoinHandle<(Exit, String, String)>) -> (Exit, String) {
+        let (exit, out, err) = tokio::time::timeout(PATIENCE, call).await.unwrap().unwrap();
+        self.transcript += &out;
+        self.transcript += &err;
+        (exit, out + &err)
+    }
+
+    async fn esoctl(&mut self, arguments: &[&str]) -> (Exit, String) {
+        let call = self.calls(arguments);
+        self.ends(call).await
+    }
+
+    /// A command that has to do what it says; what it said.
+    async fn does(&mut self, arguments: &[&str]) -> String {
+        let (exit, said) = self.esoctl(arguments).await;
+        assert_eq!(exit, Exit::Done, "{arguments:?}: {said}");
+        said
+    }
+
+    /// A command that has to end so, with these words.
+    async fn refuses(&mut self, arguments: &[&str], expected: Exit, words: &str) {
+        let (exit, said) = self.esoctl(arguments).await;
+        assert_eq!(exit, expected, "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {words:?} is not in {said:?}");
+    }
+
+    /// What a listing says, by each of its formats.
+    async fn reads<T: DeserializeOwned + PartialEq>(&mut self, arguments: &[&str]) -> T {
+        let json = self.does(&[arguments, &["-o", "json"]].concat()).await;
+        serde_json::from_str(&json).unwrap_or_else(|error| panic!("{arguments:?}: {error} in {json}"))
+    }
+
+    async fn until<T: DeserializeOwned + PartialEq>(
+        &mut self,
+        what: &str,
+        arguments: &[&str],
+        is: impl Fn(&T) -> bool,
+    ) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.reads::<T>(arguments).await;
+            if is(&found) {
+                return found;
+            }
+            if Instant::now() >= deadline {
+                let mut status = self.esoctl(&["credential", "show", "orders-db"]).await.1;
+                status += &self.esoctl(&["pending"]).await.1;
+                panic!("waited in vain: {what}\n{status}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn until_current(&mut self, version: &str) {
+        let what = format!("{version} is everywhere");
+        self.until::<CredentialDetail>(&what, &["credential", "show", "orders-db"], |detail| {
+            detail.rollout.is_none()
+                && detail.summary.current.is_some_and(|current| current.to_string() == version)
+        })
+        .await;
+    }
+
+    async fn until_ended(&mut self, version: &str) {
+        let what = format!("{version} has ended");
+        self.until::<CredentialDetail>(&what, &["credential", "show", "orders-db"], |detail| {
+            use protocol::api::view::VersionPhase::{Erased, Retired};
+            let mut versions = detail.versions.iter();
+            versions.any(|row| row.version.to_string() == version && matches!(row.phase, Erased | Retired))
+        })
+        .await;
+    }
+
+    /// All forms of one listing say the same.
+    async fn agree(&mut self, arguments: &[&str]) {
+        let json: Value = self.reads(arguments).await;
+        let yaml = self.does(&[arguments, &["-o", "yaml"]].concat()).await;
+        let table = self.does(arguments).await;
+        assert!(!table.trim().is_empty(), "{arguments:?}");
+        // Ages move between two calls, the shape does not.
+        let keys = |value: &Value| match value {
+            Value::Object(map) => map.keys().cloned().collect::<Vec<_>>(),
+            Value::Array(list) => vec![list.len().to_string()],
+            other => vec![other.to_string()],
+        };
+        let yaml: Value = serde_yaml_ng::from_str(&yaml).unwrap();
+        assert_eq!(keys(&json), keys(&yaml), "{arguments:?}");
+    }
+
+    fn client(&self) -> reqwest::Client {
+        let read = |name| std::fs::read_to_string(self.root.join("data/admin").join(name)).unwrap();
+        let identity = transport::TlsIdentity::from_pem(&read("cert.pem"), &read("key.pem")).unwrap();
+        self.client_as(Some(&identity))
+    }
+
+    fn client_as(&self, identity: Option<&transport::TlsIdentity>) -> reqwest::Client {
+        let ca = std::fs::read_to_string(self.root.join("data/admin/ca.pem")).unwrap();
+        let trust = transport::Trust::from_pem(&ca).unwrap();
+        let config = transport::client_config(identity, &trust, transport::Names::Checked).unwrap();
+        transport::http_client(config).timeout(PATIENCE).build().unwrap()
+    }
+
+    /// What every route that changes nothing answers, and `/metrics`.
+    async fn answers(&mut self, host: &str) -> String {
+        let mut all = String::new();
+        let client = self.client();
+        for route in eso_control_plane::table::table() {
+            if route.method != http::Method::GET || route.path.contains("changes") || route.path == "/metrics"
+            {
+                continue;
+            }
+            let path =
+                route.path.replace("{name}", "orders-db").replace("{version}", "1").replace("{host}", host);
+            let response = client.get(format!("{}{path}", self.url)).send().await.unwrap();
+            assert!(response.status().is_success(), "{path}: {}", response.status());
+            all += &response.text().await.unwrap();
+        }
+        let issued = self.calls(&["operator", "add", "prometheus", "--role", "scraper", "-o", "json"]);
+        // This is where its token is handed out.
+        let (_, issued, _) = issued.await.unwrap();
+        let issued: OperatorIssued = serde_json::from_str(&issued).unwrap();
+        let token = issued.token.unwrap();
+        self.secret("the scraper's token", &token);
+        let scraper = self.client_as(None).get(format!("{}/metrics", self.url)).bearer_auth(&token);
+        let metrics = scraper.send().await.unwrap().text().await.unwrap();
+        assert!(metrics.contains("eso_http_requests_total{method=\"POST\""), "{metrics}");
+        all + &metrics
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value() {
+    let mut world = World::start().await;
+    world.secret("the imported value", IMPORTED);
+    let one = Host::enrol(&mut world, "web-1").await;
+    let two = Host::enrol(&mut world, "web-2").await;
+    let [first, second] = ["web-1", "web-2"];
+    world
+        .until::<Vec<HostSummary>>("both are there", &["host", "list"], |hosts| {
+            hosts.len() == 2 && hosts.iter().all(|host| host.reported_at.is_some())
+        })
+        .await;
+
+    // A value that was there before us.
+    let file = world.root.join("old-password");
+    std::fs::write(&file, IMPORTED).unwrap();
+    let field = format!("password={}", file.display());
+    world
+        .refuses(&["credential", "import", "orders", "--field", &field], Exit::Missing, "does not exist")
+        .await;
+    world.does(&["credential", "import", "orders-db", "--field", &field]).await;
+    world.refuses(&["credential", "import", "orders-db", "--field", &field], Exit::Refused, "import").await;
+    world.until_current("0").await;
+    assert_eq!(one.password(), IMPORTED);
+    let said = world.does(&["credential", "rotate", "orders-db", "--dry-run"]).await;
+    assert!(said.contains("accepted"), "{said}");
+    world.does(&["credential", "rotate", "orders-db", "--watch", "--timeout", "80s"]).await;
+    world.until_current("1").await;
+    assert_ne!(one.password(), IMPORTED);
+    assert_eq!(one.password(), two.password());
+    world.secret("version 1", &one.password());
+
+    // It is held because it was imported, and then because two applications still have it.
+    let why = world.reads::<Why>(&["why", "orders-db@0"]).await;
+    assert!(
+        why.blockers.iter().any(|blocker| blocker.clause == protocol::api::view::Clause::NoHold),
+        "{why:?}"
+    );
+    world.does(&["credential", "unhold", "orders-db@0"]).await;
+    let list = ["holders", "list", "--credential", "orders-db"];
+    let of_zero = |all: &[HolderView], host: &str| {
+        all.iter().find(|row| row.name == host && row.version.to_string() == "0").map(|row| row.id.clone())
+    };
+    let holders = world
+        .until::<Vec<HolderView>>("both applications are named", &list, |all| {
+            of_zero(all, first).is_some() && of_zero(all, second).is_some()
+        })
+        .await;
+    let pending = world.reads::<Vec<PendingVersion>>(&["pending"]).await;
+    assert!(pending.iter().any(|version| version.holders.len() == 2), "{pending:?}");
+    for arguments in
+        [&["status"][..], &["pending"], &list, &["host", "list"], &["why", "orders-db@0"], &["audit"]]
+    {
+        world.agree(arguments).await;
+    }
+    let id = of_zero(&holders, first).unwrap();
+    let reason = ["--reason", "we looked at it"];
+    let wrong = ["holders", "clear", "orders-db", first, "nobody", reason[0], reason[1]];
+    world.refuses(&wrong, Exit::Missing, "nobody").await;
+    world.does(&["holders", "clear", "orders-db", first, &id, reason[0], reason[1]]).await;
+    // Silent, it keeps it alive until somebody answers for it.
+    two.signal(Signal::STOP);
+    world
+        .refuses(&["host", "excuse", "web-3", "orders-db@0", reason[0], reason[1]], Exit::Missing, "web-3")
+        .await;
+    world
+        .until::<HostDetail>("it is silent", &["host", "show", second], |host| {
+            host.summary.phase == protocol::api::view::HostPhase::Silent
+        })
+        .await;
+    world.does(&["host", "excuse", second, "orders-db@0", reason[0], reason[1]]).await;
+    world.until_ended("0").await;
+    two.signal(Signal::CONT);
+
+    // Held by a word of ours; forced against the gate once it is not.
+    world.does(&["credential", "hold", "orders-db@1", reason[0], reason[1]]).await;
+    world.does(&["credential", "rotate", "orders-db", "--watch", "--timeout", "80s"]).await;
+    world.until_current("2").await;
+    world.secret("version 2", &one.password());
+    let retire = ["credential", "retire", "orders-db@1", "--force", reason[0], reason[1]];
+    world.refuses(&retire[..3], Exit::Usage, "--force").await;
+    world.refuses(&retire, Exit::Refused, "held").await;
+    world.does(&["credential", "unhold", "orders-db@1"]).await;
+    world.does(&retire).await;
+    world.until_ended("1").await;
+
+    // A rollout that cannot end: unfinished for who watches not long enough, stopped for who sees it halted.
+    one.signal(Signal::STOP);
+    two.signal(Signal::STOP);
+    let short = ["credential", "rotate", "orders-db", "--watch", "--timeout", "2s"];
+    world.refuses(&short, Exit::Unfinished, "3").await;
+    let rollout = world.reads::<Option<RolloutView>>(&["rollout", "show", "orders-db"]).await;
+    assert!(rollout.is_some());
+    let watching = world.calls(&["credential", "rotate", "orders-db", "--watch", "--timeout", "80s"]);
+    world
+        .until::<CredentialDetail>("the wish is taken", &["credential", "show", "orders-db"], |detail| {
+            detail.pending_wish.is_some()
+        })
+        .await;
+    world.does(&["rollout", "halt", "orders-db", reason[0], reason[1]]).await;
+    let (exit, said) = world.ends(watching).await;
+    assert_eq!(exit, Exit::Stopped, "{said}");
+    world.does(&["rollout", "abort", "orders-db", reason[0], reason[1]]).await;
+    one.signal(Signal::CONT);
+
+    // Gone for good; and a credential whose resource is gone too.
+    world.does(&["host", "retire", second, reason[0], reason[1]]).await;
+    let retired = world.reads::<HostDetail>(&["host", "show", second]).await;
+    assert_eq!(retired.summary.phase, protocol::api::view::HostPhase::Retired);
+    let delete = ["credential", "delete", "orders-db", reason[0], reason[1]];
+    world.refuses(&delete, Exit::Refused, "resource").await;
+    let answers = world.answers(first).await;
+
+    let audit = world.reads::<AuditPage>(&["audit"]).await;
+    let done: Vec<&str> = audit.entries.iter().map(|entry| entry.action.as_str()).collect();
+    for action in
+        ["import", "unhold", "rotate", "clear", "excuse", "hold", "force", "halt", "abort", "retire_host"]
+    {
+        assert!(done.iter().any(|did| did.contains(action)), "{action} is not in {done:?}");
+    }
+    let of_host =
+        world.reads::<AuditPage>(&["audit", "--subject", "credential/orders-db", "--limit", "3"]).await;
+    assert_eq!(of_host.entries.len(), 3);
+
+    std::fs::remove_file(world.root.join("resources/orders.yaml")).unwrap();
+    world
+        .until::<Vec<CredentialSummary>>("it is an orphan", &["credential", "list"], |all| {
+            all[0].phase == protocol::api::view::CredentialPhase::Orphaned
+        })
+        .await;
+    world.does(&delete).await;
+    world.until::<Status>("nothing waits", &["status"], |_| true).await;
+
+    no_value_is_anywhere(world, &mut [one, two], &answers).await;
+}
+
+/// Looks through everything that was written and said, and through what a crash leaves.
+async fn no_value_is_anywhere(mut world: World, hosts: &mut [Host], answers: &str) {
+    let canaries = Canaries::new(world.secrets.iter()).unwrap();
+    // Values are where they belong: in sets, at the place, in what was imported from.
+    let mut except: Vec<PathBuf> = vec![world.root.join("old-password")];
+    for host in &*hosts {
+        except.extend([host.root.join("run/sets"), host.root.join("place")]);
+    }
+    let except: Vec<&Path> = except.iter().map(PathBuf::as_path).filter(|path| path.exists()).collect();
+    let shown = canaries.in_tree(&world.root, &[]).unwrap();
+    assert!(
+        shown.iter().any(|leak| except.iter().any(|path| leak.place.starts_with(path))),
+        "they are found at all"
+    );
+
+    // What a crash would leave: each of them holds values or keys, and none may leave a core file.
+    let daemons = hosts.iter_mut().flat_map(|host| &mut host.daemons);
+    for running in daemons.chain([&mut world.control]) {
+        running.signal(Signal::CONT);
+        running.signal(Signal::ABORT);
+        let status = running.child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+        assert!(!status.core_dumped(), "a core file was written");
+    }
+    canaries.none_in([world.root.as_path()], &except).unwrap_or_else(|leaks| panic!("{leaks}"));
+    for (place, text) in
+        [("what esoctl said", &world.transcript), ("what the API answered", &answers.to_owned())]
+    {
+        assert_eq!(canaries.in_bytes(place, text), []);
+    }
+    let mut lines = BufReader::new(File::open(&world.control.log.with_extension("err")).unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("DEBUG")), "the logs were not at their most talkative");
+}
