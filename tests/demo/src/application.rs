@@ -1,17 +1,23 @@
-//! An application as people write them: reads its credential from a file and logs in to PostgreSQL all the time, each
-//! time on a new connection, so that the server's log shows every moment at which its credential does not work.
+//! An application as people write them: reads the URL of its database from a file and logs in all the time, each time on
+//! a new connection, so that the server's log shows every moment at which its credential does not work.
 
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use lifecycle::Version;
-use serde::{Deserialize, Serialize};
-use tokio::net::TcpSocket;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+
+use crate::login::{Login, Session, Verdict, Visitor};
 
 /// How an application takes up a new credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,14 +32,25 @@ pub enum Adoption {
     Manual,
 }
 
+impl Adoption {
+    /// For people.
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Restart => "restarted for a new version",
+            Self::Reload => "reads again when told by a signal",
+            Self::Reopen => "notices a new version by itself",
+            Self::Manual => "waits for a person to restart it",
+        }
+    }
+}
+
 /// What the application is told.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
     /// Names it in the server's log.
     #[arg(long)]
     pub name: String,
-    /// The credential: JSON with `username` and `password`. Of an application that says what it uses, the file's name
-    /// within the set.
+    /// The file with the URL. Of an application that says what it uses, its name within the set.
     #[arg(long)]
     pub credential: PathBuf,
     /// The set's directory, for an application that says what it uses: it reads version and content in one go.
@@ -42,12 +59,12 @@ pub struct Settings {
     /// The loopback address that it connects from, so that the judge can tell it apart.
     #[arg(long)]
     pub source: IpAddr,
-    /// The protected server.
+    /// The authority to trust, where the URL begins with https.
     #[arg(long)]
-    pub server: SocketAddr,
-    /// The database.
+    pub authority: Option<PathBuf>,
+    /// Answers there whether its last login worked.
     #[arg(long)]
-    pub database: String,
+    pub health: Option<SocketAddr>,
     /// How it takes up a new credential.
     #[arg(long)]
     pub adoption: Adoption,
@@ -57,7 +74,7 @@ pub struct Settings {
     /// The socket on which it says what it uses.
     #[arg(long)]
     pub tell: Option<PathBuf>,
-    /// Where it shows the demo what it logs in with.
+    /// Where it shows the demo what it logs in with, one URL a line.
     #[arg(long)]
     pub shown: PathBuf,
     /// The set's name, for that socket.
@@ -66,20 +83,17 @@ pub struct Settings {
     /// Creates this table if it is not there, and adds a column at every start: needs what an earlier version made.
     #[arg(long)]
     pub table: Option<String>,
-    /// Puts the credential into a URL without escaping it, as many programs do, and ends when that does not parse.
+    /// Decodes the URL, as many programs do, and ends when that does not work.
     #[arg(long)]
-    pub naive_url: bool,
+    pub strict_url: bool,
     /// Between two logins, in milliseconds.
     #[arg(long, default_value_t = 50)]
     pub every_ms: u64,
 }
 
-#[derive(Deserialize, Serialize)]
 struct Credential {
-    username: String,
-    password: String,
+    login: Login,
     /// Known to an application that reads through the set's directory.
-    #[serde(skip)]
     version: Option<Version>,
 }
 
@@ -88,7 +102,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut credential = read(&settings)?;
-    show(&settings, &credential)?;
+    let healthy = Arc::new(AtomicBool::new(false));
+    if let Some(address) = settings.health {
+        let listener = TcpListener::bind(address).await.context("failed to listen for health checks")?;
+        tokio::spawn(answer_health(listener, healthy.clone()));
+    }
     // Before the pid file: who finds the process there must not find one that still dies of its credential.
     write_pidfile(&settings.pidfile)?;
     let (flipped, mut changes) = mpsc::unbounded_channel();
@@ -98,11 +116,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     // An old word may still stand there; the present one replaces it.
     say(&settings, &credential, None);
-    if let Some(table) = &settings.table {
+    if let Some(table) = settings.table.as_ref().filter(|_| credential.login.is_database()) {
         alter(&settings, &credential, table).await?;
     }
     let _session = match settings.adoption {
-        Adoption::Manual => Some(connect(&settings, &credential).await?),
+        Adoption::Manual => Some(log_in(&settings, &credential).await?),
         _ => None,
     };
     let mut tick = tokio::time::interval(Duration::from_millis(settings.every_ms));
@@ -115,38 +133,48 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
                 while changes.try_recv().is_ok() {}
                 take_up(&settings, &mut credential)?;
             }
-            _ = tick.tick() => log_in(&settings, &credential).await,
+            _ = tick.tick() => {
+                let done = log_in(&settings, &credential).await;
+                healthy.store(done.is_ok(), Ordering::Relaxed);
+                // A failure is seen in the server's log, and the next tick tries again.
+                if let Err(error) = done {
+                    eprintln!("{}: login failed: {error:#}", settings.name);
+                }
+            }
         }
     }
 }
 
-/// One login; a failure is seen in the server's log, and the next tick tries again.
-async fn log_in(settings: &Settings, credential: &Credential) {
-    if let Err(error) = connect(settings, credential).await {
-        eprintln!("{}: login failed: {error:#}", settings.name);
+/// Whoever connects is told in a line of HTTP whether the last login worked.
+async fn answer_health(listener: TcpListener, healthy: Arc<AtomicBool>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let status = if healthy.load(Ordering::Relaxed) { "200 OK" } else { "503 Service Unavailable" };
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        tokio::spawn(async move {
+            // Whoever went away meanwhile asks again.
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        });
     }
 }
 
-async fn connect(settings: &Settings, credential: &Credential) -> anyhow::Result<tokio_postgres::Client> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(settings.source, 0))?;
-    let stream = socket.connect(settings.server).await.context("failed to connect")?;
-    let (client, connection) = tokio_postgres::Config::new()
-        .user(&credential.username)
-        .password(&credential.password)
-        .dbname(&settings.database)
-        .application_name(&settings.name)
-        .connect_raw(stream, tokio_postgres::NoTls)
-        .await?;
-    tokio::spawn(connection);
-    client.simple_query("SELECT 1").await?;
-    Ok(client)
+fn visitor(settings: &Settings) -> Visitor<'_> {
+    Visitor { from: settings.source, name: &settings.name, authority: settings.authority.as_deref() }
+}
+
+async fn log_in(settings: &Settings, credential: &Credential) -> anyhow::Result<Session> {
+    match credential.login.log_in(visitor(settings)).await? {
+        Verdict::Accepted(session) => Ok(session),
+        Verdict::Refused(words) => bail!("{words}"),
+    }
 }
 
 /// Alters a table that an earlier version of the credential may have made: works only when both act as one owner.
 async fn alter(settings: &Settings, credential: &Credential, table: &str) -> anyhow::Result<()> {
-    let client = connect(settings, credential).await?;
-    let column = format!("seen_{}", std::process::id());
+    let connected = credential.login.connect(visitor(settings)).await?;
+    let client = connected.map_err(|words| anyhow::anyhow!("{words}"))?;
+    let column = format!("seen_{}", credential.login.username());
     client
         .batch_execute(&format!(
             "CREATE TABLE IF NOT EXISTS {table} (id bigint); ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} text"
@@ -159,7 +187,6 @@ async fn alter(settings: &Settings, credential: &Credential, table: &str) -> any
 /// credential is left once the value is replaced.
 fn take_up(settings: &Settings, credential: &mut Credential) -> anyhow::Result<()> {
     let newer = read(settings)?;
-    show(settings, &newer)?;
     let before = std::mem::replace(credential, newer).version;
     say(settings, credential, before);
     Ok(())
@@ -185,21 +212,20 @@ fn read(settings: &Settings) -> anyhow::Result<Credential> {
             (set.join(directory).join(&settings.credential), Some(version))
         }
     };
-    let text = std::fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-    let credential: Credential = serde_json::from_slice(&text).context("the credential is not JSON")?;
-    let escapes = |text: &str| text.contains(['@', '/', '%', '?', '#', ':']);
-    if settings.naive_url && (escapes(&credential.username) || escapes(&credential.password)) {
-        bail!("the database URL does not parse");
-    }
-    Ok(Credential { version, ..credential })
+    let url = std::fs::read_to_string(&path).with_context(|| format!("failed to read {}", path.display()))?;
+    show(settings, url.trim_end())?;
+    let login = if settings.strict_url { Login::parse_strictly(&url)? } else { Login::parse(&url)? };
+    Ok(Credential { login, version })
 }
 
 fn write_pidfile(path: &Path) -> anyhow::Result<()> {
     replace(path, &format!("{}\n", std::process::id()))
 }
 
-fn show(settings: &Settings, credential: &Credential) -> anyhow::Result<()> {
-    replace(&settings.shown, &serde_json::to_string(credential)?)
+/// For the demo alone, which tries it again once it must not work any more, and searches for it where it must not be.
+fn show(settings: &Settings, url: &str) -> anyhow::Result<()> {
+    let mut shown = std::fs::File::options().append(true).create(true).mode(0o600).open(&settings.shown)?;
+    Ok(shown.write_all(format!("{url}\n").as_bytes())?)
 }
 
 fn replace(path: &Path, content: &str) -> anyhow::Result<()> {

@@ -1,13 +1,16 @@
 //! The control plane as a process, and the operator's command line against it.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use protocol::api::{CredentialDetail, HostSummary, PendingVersion};
 use serde::de::DeserializeOwned;
 
+use crate::https;
 use crate::launcher::{self, Program, Said};
 use crate::programs::Programs;
 
@@ -20,6 +23,9 @@ pub struct ControlPlane {
     program: Program,
     directory: PathBuf,
     esoctl: PathBuf,
+    address: SocketAddr,
+    /// Everything that `esoctl` printed, to be searched for what must not be there.
+    printed: Mutex<Vec<u8>>,
 }
 
 impl ControlPlane {
@@ -42,7 +48,7 @@ impl ControlPlane {
             bail!("eso-control-plane init failed: {}", String::from_utf8_lossy(&output.stderr));
         }
         let mut argv: Vec<String> = vec![programs.text("eso-control-plane"), "serve".into()];
-        for (flag, path) in [("--data", &data), ("--resources", &resources)] {
+        for (flag, path) in [("--data", &data), ("--resources", &resources), ("--secrets", &secrets)] {
             argv.extend([flag.to_owned(), path.display().to_string()]);
         }
         argv.extend(["--listen".to_owned(), format!("127.0.0.1:{port}"), "--url".to_owned(), url]);
@@ -56,8 +62,14 @@ impl ControlPlane {
         };
         let mut launcher = launcher::Handle::spawn(&programs.path("demo-launcher"), false)?;
         launcher.ask(&launcher::Command::Start(program.clone()))?;
-        let control =
-            Self { launcher, program, directory: directory.to_owned(), esoctl: programs.path("esoctl") };
+        let control = Self {
+            launcher,
+            program,
+            directory: directory.to_owned(),
+            esoctl: programs.path("esoctl"),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            printed: Mutex::default(),
+        };
         control.wait_ready()?;
         Ok(control)
     }
@@ -104,6 +116,7 @@ impl ControlPlane {
         loop {
             match self.esoctl(&["status"]) {
                 Ok(_) => return Ok(()),
+                Err(_) if crate::interrupt::asked() => return crate::interrupt::check(),
                 Err(error) if Instant::now() > deadline => {
                     let log = std::fs::read_to_string(&self.program.log).unwrap_or_default();
                     return Err(error.context(format!("the control plane is not ready; its log:\n{log}")));
@@ -124,7 +137,44 @@ impl ControlPlane {
         if !output.status.success() {
             bail!("esoctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
+        if let Ok(mut printed) = self.printed.lock() {
+            printed.extend_from_slice(&output.stdout);
+            printed.extend_from_slice(&output.stderr);
+        }
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Everything that `esoctl` printed so far.
+    pub fn printed(&self) -> Vec<u8> {
+        self.printed.lock().map(|printed| printed.clone()).unwrap_or_default()
+    }
+
+    /// The `esoctl` that it uses.
+    pub fn esoctl_program(&self) -> &Path {
+        &self.esoctl
+    }
+
+    /// Its process, as it is seen here.
+    pub fn process(&mut self) -> anyhow::Result<Option<u32>> {
+        Ok(self.launcher.pids()?.remove(&self.program.name))
+    }
+
+    /// What a scraper reads.
+    pub fn metrics(&self) -> anyhow::Result<Vec<u8>> {
+        let token =
+            self.esoctl(&["operator", "add", "scraper-of-the-demo", "--role", "scraper", "-o", "json"])?;
+        let token: serde_json::Value = serde_json::from_str(&token)?;
+        let token = token["token"].as_str().context("no token was issued")?.to_owned();
+        let authority = self.directory.join("data/admin/ca.pem");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let from = IpAddr::V4(Ipv4Addr::LOCALHOST);
+            let mut connection =
+                https::Connection::open(from, self.address, &authority).await?.with_bearer(token);
+            let answer = connection.ask(hyper::Method::GET, "/metrics", None).await?;
+            anyhow::ensure!(answer.status.is_success(), "/metrics answers {}", answer.status);
+            Ok(answer.body.to_vec())
+        })
     }
 
     /// Where `esoctl` finds address, authority and token.

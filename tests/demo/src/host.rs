@@ -8,9 +8,11 @@ use anyhow::Context;
 
 use crate::application::Adoption;
 use crate::control::{CREDENTIAL, ControlPlane};
+use crate::examples;
 use crate::launcher::{self, Command, Program};
+use crate::login::Login;
 use crate::programs::Programs;
-use crate::protected::Login;
+use crate::protected::Protected;
 
 /// An application of the demo, before it runs.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +23,8 @@ pub struct Cast {
     pub host: usize,
     /// How it takes up a new version.
     pub adoption: Adoption,
-    /// Whether it puts the credential into a URL unescaped.
-    pub naive_url: bool,
+    /// Whether it decodes the URL, and ends when that does not work.
+    pub strict_url: bool,
     /// The table that it creates once and alters at every start.
     pub table: Option<&'static str>,
 }
@@ -33,24 +35,19 @@ pub const CAST: [Cast; 4] = [
         name: "orders",
         host: 0,
         adoption: Adoption::Restart,
-        naive_url: true,
+        strict_url: true,
         table: Some("demo_orders"),
     },
-    Cast { name: "billing", host: 1, adoption: Adoption::Reload, naive_url: false, table: None },
-    Cast { name: "search", host: 1, adoption: Adoption::Reopen, naive_url: false, table: None },
-    Cast { name: "ledger", host: 2, adoption: Adoption::Manual, naive_url: false, table: None },
+    Cast { name: "billing", host: 1, adoption: Adoption::Reload, strict_url: false, table: None },
+    Cast { name: "search", host: 1, adoption: Adoption::Reopen, strict_url: false, table: None },
+    Cast { name: "ledger", host: 2, adoption: Adoption::Manual, strict_url: false, table: None },
 ];
 
 /// The hosts' names. The first is the canary.
 pub const HOSTS: [&str; 3] = ["vm-a", "vm-b", "vm-c"];
 
-/// What the credential is called that somebody else rotates.
-pub const KEYS: &str = "partner-key";
-
-/// How long a new start of an application may take.
-const START_MS: u64 = 5000;
-/// How long an application must stay healthy on a new version.
-const SETTLE_MS: u64 = 1000;
+/// What the credentials are called that somebody else rotates: in a directory, and in OpenBao.
+pub const KEYS: [&str; 2] = ["partner-key", "vendor-key"];
 
 impl Cast {
     /// The loopback address that it logs in from.
@@ -66,6 +63,9 @@ pub struct Host {
     pub name: &'static str,
     directory: PathBuf,
     launcher: launcher::Handle,
+    health: SocketAddr,
+    /// What its policy says that the documented one does not.
+    pub differs: Vec<String>,
 }
 
 impl Host {
@@ -81,7 +81,16 @@ impl Host {
         let mut host = Self::bare(programs, directory, place, apart)?;
         let directory = host.directory.clone();
         std::fs::write(directory.join("etc/config.toml"), daemon_section(&directory, free_port()?))?;
-        std::fs::write(directory.join("etc/conf.d/orders.toml"), set_section(programs, &directory, place))?;
+        let around = examples::Around {
+            root: &host.root(),
+            programs,
+            health: host.health,
+            runs: &|cast| cast.host == place,
+        };
+        let policy = examples::policy(&around)?;
+        std::fs::write(directory.join("etc/conf.d/orders-db.toml"), &policy.text)?;
+        std::fs::write(directory.join("etc/conf.d/keys.toml"), keys_section(&directory))?;
+        host.differs = policy.differs;
         let bundle = directory.join("bundle.json");
         let canary = if place == 0 { "canary=true" } else { "canary=false" };
         control.esoctl(&[
@@ -116,13 +125,17 @@ impl Host {
     pub fn bare(programs: &Programs, directory: &Path, place: usize, apart: bool) -> anyhow::Result<Self> {
         let name = HOSTS[place];
         let directory = directory.join(name);
-        for folder in ["etc/conf.d", "applications", "keys", "logs"] {
+        for folder in
+            ["etc/conf.d", "root/etc/orders", "root/etc/orders-report", "root/run", "keys", "logs", "shown"]
+        {
             std::fs::create_dir_all(directory.join(folder))?;
         }
         Ok(Self {
             name,
             launcher: launcher::Handle::spawn(&programs.path("demo-launcher"), apart)?,
             directory,
+            health: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)),
+            differs: Vec::new(),
         })
     }
 
@@ -151,14 +164,30 @@ impl Host {
         self.directory.join("logs")
     }
 
-    /// Where the credential lies for applications that follow a fixed path.
-    pub fn place(&self) -> PathBuf {
-        place_of(&self.directory)
+    /// What stands before the paths of the documented policy.
+    pub fn root(&self) -> PathBuf {
+        self.directory.join("root")
     }
 
-    /// Where the partner's key lies: a copy, on a file system that we see too.
-    pub fn keys(&self) -> PathBuf {
-        keys_of(&self.directory)
+    /// Where the URL lies for applications that follow a fixed path.
+    pub fn place(&self) -> PathBuf {
+        self.root().join("etc/orders/db-url")
+    }
+
+    /// Where the key of somebody else lies: a copy, on a file system that we see too.
+    pub fn key(&self, credential: &str) -> PathBuf {
+        self.directory.join("keys").join(credential)
+    }
+
+    /// Everything of it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where values lie because they belong there: the sets, the copies, what applications show the demo.
+    pub fn places_of_values(&self) -> Vec<PathBuf> {
+        let places = ["run/sets", "root/etc/orders-report", "keys", "shown"];
+        places.iter().map(|place| self.directory.join(place)).collect()
     }
 
     /// Where the set lies.
@@ -168,10 +197,30 @@ impl Host {
 
     /// What its first application logs in with now. The file of the set is left alone: who reads it is a holder.
     pub fn login(&self) -> anyhow::Result<Login> {
+        self.logins()?.pop().context("no application has shown a login yet")
+    }
+
+    /// Everything that its first application logged in with, in order.
+    fn logins(&self) -> anyhow::Result<Vec<Login>> {
         let cast =
             CAST.iter().find(|cast| HOSTS[cast.host] == self.name).context("no application runs there")?;
-        let path = shown(&self.directory, cast.name);
-        Login::parse(&std::fs::read_to_string(&path).with_context(|| path.display().to_string())?)
+        self.shown(cast)
+    }
+
+    /// Everything that an application logged in with, in order.
+    pub fn shown(&self, cast: &Cast) -> anyhow::Result<Vec<Login>> {
+        let path = self.shown_file(cast.name);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        text.lines().map(Login::parse).collect()
+    }
+
+    fn shown_file(&self, application: &str) -> PathBuf {
+        self.directory.join("shown").join(application)
+    }
+
+    /// Its processes by name, with the ids that they have here.
+    pub fn processes(&mut self) -> anyhow::Result<BTreeMap<String, u32>> {
+        self.launcher.pids()
     }
 
     /// Starts an application; it is started again whenever it ends.
@@ -179,17 +228,20 @@ impl Host {
         &mut self,
         programs: &Programs,
         cast: &Cast,
-        server: SocketAddr,
+        protected: &Protected,
     ) -> anyhow::Result<()> {
+        let pidfile = examples::pidfile(&self.root(), cast.name);
+        std::fs::create_dir_all(pidfile.parent().context("the pid file has no directory")?)?;
         let mut argv = vec![programs.text("demo-application")];
         let mut flag = |name: &str, value: String| argv.extend([format!("--{name}"), value]);
         flag("name", cast.name.into());
         flag("source", cast.source().to_string());
-        flag("server", server.to_string());
-        flag("database", "orders".into());
         flag("adoption", adoption_flag(cast.adoption).into());
-        flag("shown", shown(&self.directory, cast.name).display().to_string());
-        flag("pidfile", pidfile(&self.directory, cast.name).display().to_string());
+        flag("shown", self.shown_file(cast.name).display().to_string());
+        flag("pidfile", pidfile.display().to_string());
+        if let Some(authority) = protected.authority() {
+            flag("authority", authority.display().to_string());
+        }
         match cast.adoption {
             Adoption::Reload | Adoption::Reopen => {
                 flag("credential", FILE.into());
@@ -199,11 +251,14 @@ impl Host {
             }
             Adoption::Restart | Adoption::Manual => flag("credential", self.place().display().to_string()),
         }
+        if cast.adoption == Adoption::Restart {
+            flag("health", self.health.to_string());
+        }
         if let Some(table) = cast.table {
             flag("table", table.into());
         }
-        if cast.naive_url {
-            argv.push("--naive-url".into());
+        if cast.strict_url {
+            argv.push("--strict-url".into());
         }
         let program = Program {
             name: cast.name.into(),
@@ -241,24 +296,8 @@ impl Host {
     }
 }
 
-/// The one file of the set.
-pub const FILE: &str = "credentials.json";
-
-fn place_of(directory: &Path) -> PathBuf {
-    directory.join("applications").join(FILE)
-}
-
-fn keys_of(directory: &Path) -> PathBuf {
-    directory.join("keys").join("partner")
-}
-
-fn pidfile(directory: &Path, application: &str) -> PathBuf {
-    directory.join("applications").join(format!("{application}.pid"))
-}
-
-fn shown(directory: &Path, application: &str) -> PathBuf {
-    directory.join("applications").join(format!("{application}.shown.json"))
-}
+/// The file of the set that applications read.
+pub const FILE: &str = "url";
 
 fn adoption_flag(adoption: Adoption) -> &'static str {
     match adoption {
@@ -288,45 +327,14 @@ report_ms = 2000
     )
 }
 
-fn set_section(programs: &Programs, directory: &Path, place: usize) -> String {
-    let mut text = format!(
-        r#"[set.{CREDENTIAL}]
-places = [{{ path = "{}", file = "{FILE}", kind = "link" }}]
-refresh_ms = 1000
-
-[set.{KEYS}]
-places = [{{ path = "{}", file = "key", kind = "copy" }}]
-refresh_ms = 1000
-"#,
-        place_of(directory).display(),
-        keys_of(directory).display(),
-    );
-    for cast in CAST.iter().filter(|cast| cast.host == place) {
-        let adopt = match cast.adoption {
-            Adoption::Reload => "adopt = \"signal\"\nsignal = \"HUP\"",
-            Adoption::Restart => "adopt = \"restart\"",
-            Adoption::Reopen => "adopt = \"reopen\"",
-            Adoption::Manual => "adopt = \"manual\"",
-        };
-        let evidence = match cast.adoption {
-            Adoption::Reload | Adoption::Reopen => "evidence = \"reported\"\n",
-            Adoption::Restart | Adoption::Manual => "",
-        };
-        let consumer = format!(
-            r#"
-[[set.{CREDENTIAL}.consumers]]
-name = "{}"
-pidfile = "{}"
-exe = "{}"
-{adopt}
-{evidence}start_ms = {START_MS}
-settle_ms = {SETTLE_MS}
-"#,
-            cast.name,
-            pidfile(directory, cast.name).display(),
-            programs.text("demo-application"),
-        );
-        text.push_str(&consumer);
-    }
-    text
+/// Sets of values that are not logins: nobody here uses them, so nobody has to take them up.
+fn keys_section(directory: &Path) -> String {
+    let section = |name: &str| {
+        let place = directory.join("keys").join(name);
+        format!(
+            "[set.{name}]\nplaces = [{{ path = \"{}\", file = \"key\", kind = \"copy\" }}]\nrefresh_ms = 1000\n",
+            place.display()
+        )
+    };
+    KEYS.map(section).join("\n")
 }

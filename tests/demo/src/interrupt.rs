@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM: the act at hand ends, and everything that was started is ended in order.
+//! Ctrl-C, SIGTERM and a terminal that closes: the act at hand ends, and everything that was started is ended in order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,16 +9,16 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 /// Begins to listen.
 pub fn listen() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
     std::thread::Builder::new().name("interrupt".into()).spawn(move || {
         runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
             }
             ASKED.store(true, Ordering::Relaxed);
         });
@@ -29,4 +29,10 @@ pub fn listen() -> anyhow::Result<()> {
 /// Whether somebody wants the demo to end.
 pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
+}
+
+/// An error once somebody wants the demo to end; stands in every loop that waits.
+pub fn check() -> anyhow::Result<()> {
+    anyhow::ensure!(!asked(), "interrupted");
+    Ok(())
 }

@@ -409,10 +409,43 @@ impl Handle {
         }
     }
 
+    /// Its processes by name, with the ids that they have here, outside of its process ids.
+    pub fn pids(&mut self) -> anyhow::Result<BTreeMap<String, u32>> {
+        let Said::Pids(inside) = self.ask(&Command::Pids)? else { bail!("the launcher did not answer") };
+        let outside = descendants(self.child.id());
+        Ok(inside
+            .into_iter()
+            .filter_map(|(name, inside)| {
+                Some((name, *outside.iter().find(|outside| innermost_id(**outside) == Some(inside))?))
+            })
+            .collect())
+    }
+
     /// What ended since the launcher started, in order.
     pub fn ended(&self) -> Vec<Said> {
         self.events.lock().map(|events| events.clone()).unwrap_or_default()
     }
+}
+
+/// All processes below this one.
+fn descendants(process: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut pending = vec![process];
+    while let Some(process) = pending.pop() {
+        let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
+        let children = children.unwrap_or_default();
+        let children: Vec<u32> = children.split_whitespace().filter_map(|child| child.parse().ok()).collect();
+        pending.extend(&children);
+        found.extend(children);
+    }
+    found
+}
+
+/// The process id within the process's own namespace.
+fn innermost_id(process: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_whitespace().last()?.parse().ok()
 }
 
 impl Drop for Handle {

@@ -7,44 +7,42 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
-use tests_services::postgres::PostgresServer;
 
 use crate::application::Adoption;
 use crate::host::{CAST, FILE, HOSTS, Host};
 use crate::programs::Programs;
-use crate::protected::Protected;
-use crate::scene::Wish;
+use crate::protected::{Kind, Protected, Server};
 use crate::terminal::{Terminal, Tone};
 
 /// How many logins failed, in all.
-pub fn play(terminal: &Terminal, wish: Wish) -> anyhow::Result<u64> {
+pub fn play(terminal: &Terminal, kind: Kind) -> anyhow::Result<u64> {
     let programs = Programs::beside_us()?;
     let directory = tempfile::Builder::new().prefix("eso-demo-").tempdir()?;
     terminal.say(Tone::Heading, "the same as people do it today: write the file, revoke at once");
-    let mut protected = Protected::new(PostgresServer::start(wish.server)?);
-    protected.server().admin_execute("CREATE ROLE orders_owner")?;
-    protected.server().admin_execute("CREATE DATABASE orders OWNER orders_owner")?;
+    let mut protected = Protected::start(kind, &programs)?;
+    terminal.say(Tone::Plain, format!("{} on {}", protected.describe(), protected.address()));
+    protected.prepare(&directory.path().join("secrets"))?;
     let mut hosts = Vec::new();
-    mint(&protected, 1)?;
+    protected.mint("v1", &password(1))?;
     for place in 0..HOSTS.len() {
         let host = Host::bare(&programs, directory.path(), place, false)?;
-        write(&host, 1)?;
+        write(&host, &protected, 1)?;
         symlink(host.set_directory().join("..data").join(FILE), host.place())?;
         hosts.push(host);
     }
     for cast in &CAST {
-        hosts[cast.host].start_application(&programs, cast, protected.address())?;
+        hosts[cast.host].start_application(&programs, cast, &protected)?;
     }
     protected.start_act()?;
     wait_for_logins(&mut protected, 5)?;
     terminal
-        .say(Tone::Plain, "version 2 is written to all hosts, applications are told, version 1 is revoked");
-    mint(&protected, 2)?;
+        .say(Tone::Person, "version 2 is written to all hosts, applications are told, version 1 is revoked");
+    protected.mint("v2", &password(2))?;
     for host in &hosts {
-        write(host, 2)?;
+        write(host, &protected, 2)?;
     }
     tell(&mut hosts)?;
-    revoke(&protected, 1)?;
+    protected.revoke("v1")?;
     wait_for_logins(&mut protected, 20)?;
     let mut failed = 0;
     for cast in &CAST {
@@ -63,27 +61,18 @@ pub fn play(terminal: &Terminal, wish: Wish) -> anyhow::Result<u64> {
 }
 
 fn password(version: u32) -> String {
-    format!("password-of-version-{version}")
+    format!("passwordofversion{version}")
 }
 
-fn mint(protected: &Protected, version: u32) -> anyhow::Result<()> {
-    let password = password(version);
-    protected.server().admin_execute(&format!(
-        "CREATE ROLE v{version} LOGIN PASSWORD '{password}' IN ROLE orders_owner; ALTER ROLE v{version} SET role = orders_owner"
-    ))
-}
-
-fn revoke(protected: &Protected, version: u32) -> anyhow::Result<()> {
-    protected.server().admin_execute(&format!(
-        "ALTER ROLE v{version} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'v{version}'"
-    ))
-}
-
-fn write(host: &Host, version: u32) -> anyhow::Result<()> {
+fn write(host: &Host, protected: &Protected, version: u32) -> anyhow::Result<()> {
     let set = host.set_directory();
     let files = set.join(directory(version));
     std::fs::create_dir_all(&files)?;
-    let text = format!(r#"{{"username":"v{version}","password":"{}"}}"#, password(version));
+    let scheme = match protected.server() {
+        Server::Postgres(_) => "postgresql",
+        Server::Logins(_) => "https",
+    };
+    let text = format!("{scheme}://v{version}:{}@{}/orders", password(version), protected.address());
     std::fs::write(files.join(FILE), text)?;
     flip(&set, version)
 }
@@ -119,6 +108,7 @@ fn wait_for_logins(protected: &mut Protected, attempts: u64) -> anyhow::Result<(
             if tally.logins + tally.failed >= attempts {
                 break;
             }
+            crate::interrupt::check()?;
             if Instant::now() > deadline {
                 bail!("{} made no {attempts} attempts within 30 s", cast.name);
             }

@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
+/// Whether a part left out is a failure.
+pub fn is_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
 /// The folder of the built programs.
 #[derive(Debug, Clone)]
 pub struct Programs {
@@ -22,6 +27,7 @@ impl Programs {
             "esoctl",
             "demo-launcher",
             "demo-application",
+            "demo-login-server",
         ] {
             if !programs.path(name).exists() {
                 bail!("{name} is not built: run `cargo xtask demo`, which builds everything first");

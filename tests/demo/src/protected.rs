@@ -1,107 +1,221 @@
-//! The protected server: a private PostgreSQL, and the judge that reads its log.
+//! The protected server, and the judge that reads its log.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
+use aws_lc_rs::rand;
 use tests_services::logins::LoginLog;
-use tests_services::postgres::PostgresServer;
-use tokio::net::TcpSocket;
+use tests_services::postgres::{Kind as PostgresKind, PostgresServer};
 
 use crate::judge::Tally;
+use crate::login::{Login, Verdict, Visitor};
+use crate::login_server::LoginServer;
+use crate::programs::Programs;
 
 /// The loopback address that the demo's own tries come from.
 pub const PROBE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 2, 1));
 
-/// A username and a password, kept to be tried once it must not work any more.
-#[derive(Clone)]
-pub struct Login {
-    username: String,
-    password: String,
+/// Which server is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A private PostgreSQL.
+    Postgres(PostgresKind),
+    /// The demo's own login server.
+    Logins,
 }
 
-impl Login {
-    /// From the content of the credential's file.
-    pub fn parse(text: &str) -> anyhow::Result<Self> {
-        #[derive(serde::Deserialize)]
-        struct Written {
-            username: String,
-            password: String,
+impl Kind {
+    /// The installed PostgreSQL, else the one from PyPI, else the demo's own login server; and why none is better.
+    pub fn auto() -> (Self, Option<String>) {
+        let postgres = PostgresKind::auto();
+        match postgres.programs() {
+            Ok(_) => (Self::Postgres(postgres), None),
+            Err(error) => (Self::Logins, Some(format!("no PostgreSQL to be had: {error:#}"))),
         }
-        let Written { username, password } = serde_json::from_str(text)?;
-        Ok(Self { username, password })
-    }
-
-    /// The name alone.
-    pub fn username(&self) -> &str {
-        &self.username
     }
 }
 
-/// What the server said to a login.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It let us in.
-    Accepted,
-    /// It refused, in its own words.
-    Refused(String),
+/// The server itself.
+pub enum Server {
+    /// A private PostgreSQL.
+    Postgres(Box<PostgresServer>),
+    /// The demo's own.
+    Logins(LoginServer),
 }
 
 /// The server and its log.
 pub struct Protected {
-    server: PostgresServer,
+    server: Server,
     log: LoginLog,
     act_began_ms: u64,
 }
 
 impl Protected {
-    /// Judges this server.
-    pub fn new(server: PostgresServer) -> Self {
-        Self { log: LoginLog::new(server.log_file()), server, act_began_ms: 0 }
+    /// Starts a server and judges it.
+    pub fn start(kind: Kind, programs: &Programs) -> anyhow::Result<Self> {
+        let server = match kind {
+            Kind::Postgres(kind) => Server::Postgres(Box::new(PostgresServer::start(kind)?)),
+            Kind::Logins => Server::Logins(LoginServer::start(programs)?),
+        };
+        let log = match &server {
+            Server::Postgres(server) => LoginLog::new(server.log_file()),
+            Server::Logins(server) => LoginLog::new(server.log()),
+        };
+        Ok(Self { server, log, act_began_ms: 0 })
     }
 
     /// The server.
-    pub const fn server(&self) -> &PostgresServer {
+    pub const fn server(&self) -> &Server {
         &self.server
+    }
+
+    /// The server in a few words, for people.
+    pub fn describe(&self) -> String {
+        match &self.server {
+            Server::Postgres(server) => server.describe(),
+            Server::Logins(_) => {
+                "a small login server of the demo's own (HTTPS, its own authority)".to_owned()
+            }
+        }
     }
 
     /// Where applications connect.
     pub fn address(&self) -> SocketAddr {
-        self.server.address()
+        match &self.server {
+            Server::Postgres(server) => server.address(),
+            Server::Logins(server) => server.address(),
+        }
     }
 
-    /// Tries a login from the demo's own address.
-    pub fn try_login(&self, login: &Login) -> anyhow::Result<Verdict> {
-        let address = self.address();
+    /// The authority that applications trust, where they connect over HTTPS.
+    pub fn authority(&self) -> Option<PathBuf> {
+        match &self.server {
+            Server::Postgres(_) => None,
+            Server::Logins(server) => Some(server.authority()),
+        }
+    }
+
+    /// Everything that the server wrote.
+    pub fn directory(&self) -> &Path {
+        match &self.server {
+            Server::Postgres(server) => server.directory(),
+            Server::Logins(server) => server.directory(),
+        }
+    }
+
+    /// The log that is judged.
+    pub fn log_file(&self) -> PathBuf {
+        match &self.server {
+            Server::Postgres(server) => server.log_file().to_owned(),
+            Server::Logins(server) => server.log(),
+        }
+    }
+
+    /// Makes what the generator needs, and puts its own credential where the control plane finds the backends' secrets.
+    pub fn prepare(&self, secrets: &Path) -> anyhow::Result<()> {
+        match &self.server {
+            Server::Postgres(server) => {
+                let password = random()?;
+                server
+                    .admin_execute(&format!("CREATE ROLE minter LOGIN CREATEROLE PASSWORD '{password}'"))?;
+                server.admin_execute("CREATE ROLE orders_owner")?;
+                server.admin_execute("GRANT orders_owner TO minter WITH ADMIN OPTION")?;
+                server.admin_execute("CREATE DATABASE orders OWNER orders_owner")?;
+                keep(&secrets.join("orders-minter"), "password", &password)
+            }
+            Server::Logins(server) => {
+                keep(&secrets.join("orders-minter"), "bearer", &std::fs::read_to_string(server.bearer())?)
+            }
+        }
+    }
+
+    /// Makes a login by hand, as people do it.
+    pub fn mint(&self, username: &str, password: &str) -> anyhow::Result<()> {
+        match &self.server {
+            Server::Postgres(server) => server.admin_execute(&format!(
+                "CREATE ROLE {username} LOGIN PASSWORD '{password}' IN ROLE orders_owner; ALTER ROLE {username} SET role = orders_owner"
+            )),
+            Server::Logins(server) => server.mint(username, password),
+        }
+    }
+
+    /// Revokes a login by hand, as people do it.
+    pub fn revoke(&self, username: &str) -> anyhow::Result<()> {
+        match &self.server {
+            Server::Postgres(server) => server.admin_execute(&format!(
+                "ALTER ROLE {username} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{username}'"
+            )),
+            Server::Logins(server) => server.revoke(username),
+        }
+    }
+
+    /// Who owns a table in the database of the applications, and how many columns beyond the first it has. `None` where
+    /// there are no tables.
+    pub fn table(&self, name: &str) -> anyhow::Result<Option<(String, i64)>> {
+        let Server::Postgres(server) = &self.server else { return Ok(None) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let socket = TcpSocket::new_v4()?;
-            socket.bind(SocketAddr::new(PROBE, 0))?;
-            let stream = socket.connect(address).await?;
-            let connected = tokio_postgres::Config::new()
-                .user(&login.username)
-                .password(&login.password)
-                .dbname("orders")
-                .application_name("probe")
-                .connect_raw(stream, tokio_postgres::NoTls)
-                .await;
-            match connected {
-                Ok(_) => Ok(Verdict::Accepted),
-                Err(error) => match error.as_db_error() {
-                    Some(said) => Ok(Verdict::Refused(said.message().to_owned())),
-                    None => Err(error.into()),
-                },
-            }
+            let client = server.administrator("orders").await?;
+            let row = client
+                .query_one(
+                    "SELECT tableowner::text, (SELECT count(*) FROM information_schema.columns c \
+                     WHERE c.table_name = t.tablename) - 1 FROM pg_tables t WHERE tablename = $1::text",
+                    &[&name],
+                )
+                .await
+                .with_context(|| format!("there is no table {name}"))?;
+            Ok(Some((row.get(0), row.get(1))))
         })
+    }
+
+    /// Tries a login from the demo's own address. The session ends at once.
+    pub fn try_login(&self, login: &Login) -> anyhow::Result<Verdict> {
+        let authority = self.authority();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let visitor = Visitor { from: PROBE, name: "probe", authority: authority.as_deref() };
+        runtime.block_on(login.log_in(visitor))
     }
 
     /// From now on tallies count anew: each act has its own.
     pub fn start_act(&mut self) -> anyhow::Result<()> {
-        self.act_began_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+        self.act_began_ms = now_ms()?;
         Ok(())
     }
 
     /// What an address did since the act began.
     pub fn tally(&mut self, source: IpAddr) -> anyhow::Result<Tally> {
-        Ok(Tally::of(self.log.read()?, source, self.act_began_ms))
+        self.tally_since(source, self.act_began_ms)
     }
+
+    /// What an address did since then, in milliseconds since 1970.
+    pub fn tally_since(&mut self, source: IpAddr, since_ms: u64) -> anyhow::Result<Tally> {
+        Ok(Tally::of(self.log.read()?, source, since_ms))
+    }
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> anyhow::Result<u64> {
+    Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
+}
+
+/// 32 characters that nobody guesses.
+pub fn random() -> anyhow::Result<String> {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).ok().context("no randomness")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn keep(directory: &Path, name: &str, value: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    std::fs::create_dir_all(directory)?;
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(directory.join(name))?;
+    Ok(file.write_all(value.as_bytes())?)
 }

@@ -1,78 +1,118 @@
 //! Everything that runs during the demo, and what every act needs of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use lifecycle::Version;
 use protocol::api::{CredentialDetail, DeliveryPhase, VersionPhase};
-use tests_services::postgres::{Kind, PostgresServer};
+use tests_services::OpenBao;
 
 use crate::control::{CREDENTIAL, ControlPlane};
+use crate::examples;
+use crate::footer::Footer;
 use crate::host::{CAST, Cast, HOSTS, Host, free_port};
-use crate::narrator::Narrator;
+use crate::login::{Login, Verdict};
+use crate::narrator::{Narrator, Subject};
 use crate::programs::Programs;
-use crate::protected::{Login, Protected, Verdict};
-use crate::terminal::{Terminal, Tone};
+use crate::protected::{Kind, Protected};
+use crate::terminal::{Terminal, Tone, wrapped};
 
 /// How long any one step may take before the demo gives up and says what it waited for.
 pub const STEP: Duration = Duration::from_mins(2);
 
-/// What the demo was asked for.
-#[derive(Debug, Clone, Copy)]
-pub struct Wish {
-    /// Which server is protected.
-    pub server: Kind,
-}
-
-/// All of it, running. Dropping it ends everything, hosts first.
+/// All of it, running. Dropping it ends everything, the live lines and the hosts first.
 pub struct Scene {
+    _footer: Footer,
     /// The hosts, the canary first.
     pub hosts: Vec<Host>,
     /// The control plane.
     pub control: ControlPlane,
     /// The protected server.
     pub protected: Protected,
+    /// A store of somebody else, once the last act began.
+    pub bao: Option<OpenBao>,
     /// Tells what happens.
     pub narrator: Narrator,
     /// Where the demo speaks.
     pub terminal: Terminal,
     /// Promises that were seen not to hold.
     pub broken: Vec<String>,
+    /// Values beside the logins that must be nowhere but where they belong, each with a name that may be shown.
+    pub planted: Vec<(String, String)>,
+    /// When the first act began, in milliseconds since 1970.
+    pub began_ms: u64,
     programs: Programs,
     directory: tempfile::TempDir,
 }
 
 impl Scene {
     /// Starts everything and brings the first version to all hosts.
-    pub fn set(terminal: Terminal, wish: Wish) -> anyhow::Result<Self> {
+    pub fn set(terminal: Terminal, kind: Kind) -> anyhow::Result<Self> {
         let programs = Programs::beside_us()?;
         let directory = tempfile::Builder::new().prefix("eso-demo-").tempdir()?;
         let apart = nix::unistd::geteuid().is_root();
         terminal.say(Tone::Heading, "setting the scene");
-        let server = PostgresServer::start(wish.server).context("failed to start the protected server")?;
-        terminal.say(Tone::Plain, format!("{} on {}", server.describe(), server.address()));
-        let protected = Protected::new(server);
-        let control = ControlPlane::start(&programs, directory.path(), free_port()?)?;
-        prepare_server(&protected, &control)?;
+        terminal.say(
+            Tone::Why,
+            "one server that applications log in to, one control plane, three hosts; every process is real",
+        );
+        let protected = Protected::start(kind, &programs).context("failed to start the protected server")?;
+        terminal.say(
+            Tone::Plain,
+            format!("{} on {}; its own log is the judge", protected.describe(), protected.address()),
+        );
+        let mut control = ControlPlane::start(&programs, directory.path(), free_port()?)?;
+        protected.prepare(&control.secrets())?;
+        let process = control.process()?.map_or_else(String::new, |process| format!(", process {process}"));
+        terminal.say(Tone::Plain, format!("a control plane with its own store{process}"));
         let mut hosts = Vec::new();
         for (place, name) in HOSTS.iter().enumerate() {
+            crate::interrupt::check()?;
             hosts.push(Host::start(&programs, &control, directory.path(), place, apart)?);
-            terminal.say(Tone::Plain, format!("host {name} enrols by a one-time token"));
+            let canary = if place == 0 { "; it is the canary" } else { "" };
+            terminal.say(Tone::Plain, format!("host {name} enrols by a one-time token{canary}"));
         }
-        let narrator = Narrator::new(terminal.clone(), CREDENTIAL);
-        let mut scene =
-            Self { hosts, control, protected, narrator, terminal, broken: Vec::new(), programs, directory };
+        let narrator = Narrator::new(terminal.clone(), CREDENTIAL, Subject::Login);
+        let footer = Footer::show(&terminal, protected.log_file(), narrator.users());
+        let mut scene = Self {
+            _footer: footer,
+            hosts,
+            control,
+            protected,
+            bao: None,
+            narrator,
+            terminal,
+            broken: Vec::new(),
+            planted: Vec::new(),
+            began_ms: 0,
+            programs,
+            directory,
+        };
         scene.wait_for_hosts()?;
-        write_resources(&scene.control, &scene.protected, "")?;
+        scene.load_examples()?;
         scene.first_version()?;
         scene.say_evidence()?;
+        scene.began_ms = crate::protected::now_ms()?;
         Ok(scene)
+    }
+
+    /// The documented credential goes to the control plane; the documented policy lies on the hosts already.
+    fn load_examples(&self) -> anyhow::Result<()> {
+        let differs = write_credential(&self.control, &self.protected, None)?;
+        let first = format!("{}, as documented but for:", examples::CREDENTIAL);
+        self.terminal.say(Tone::Plain, wrapped(&first, &differs));
+        if let Some(host) = self.hosts.first() {
+            let first = format!("{}, as documented but for (on {}):", examples::POLICY, host.name);
+            self.terminal.say(Tone::Plain, wrapped(&first, &host.differs));
+        }
+        Ok(())
     }
 
     fn wait_for_hosts(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + STEP;
         while self.control.hosts()?.iter().filter(|host| host.reported_at.is_some()).count() < HOSTS.len() {
+            crate::interrupt::check()?;
             if Instant::now() > deadline {
                 bail!("not all hosts reported:\n{}", self.control.esoctl(&["host", "list"])?);
             }
@@ -89,15 +129,12 @@ impl Scene {
                     && first.deliveries.iter().all(|delivery| delivery.phase == DeliveryPhase::Activated)
             })
         })?;
-        let address = self.protected.address();
         for cast in &CAST {
-            self.hosts[cast.host].start_application(&self.programs, cast, address)?;
+            self.hosts[cast.host].start_application(&self.programs, cast, &self.protected)?;
+            let words = cast.adoption.in_words();
             self.terminal.say(
                 Tone::Plain,
-                format!(
-                    "{} on {} logs in all the time and adopts by {:?}",
-                    cast.name, HOSTS[cast.host], cast.adoption
-                ),
+                format!("{} on {} logs in all the time; {words}", cast.name, HOSTS[cast.host]),
             );
         }
         self.narrator.until(&self.control, "the first version is active", STEP, |detail| {
@@ -110,6 +147,7 @@ impl Scene {
         let deadline = Instant::now() + STEP;
         for cast in &CAST {
             while self.protected.tally(cast.source())?.logins == 0 {
+                crate::interrupt::check()?;
                 if Instant::now() > deadline {
                     let log =
                         std::fs::read_to_string(self.hosts[cast.host].log(cast.name)).unwrap_or_default();
@@ -121,17 +159,39 @@ impl Scene {
         Ok(())
     }
 
+    /// How it is known who has which version: as root the kernel sees who opens what, else policy and applications say.
     fn say_evidence(&self) -> anyhow::Result<()> {
-        for host in self.control.hosts()? {
-            let evidence = crate::narrator::word(&host.evidence);
-            self.terminal.say(Tone::Plain, format!("evidence on {}: {evidence}", host.name));
-        }
+        let hosts = self.control.hosts()?;
+        let mut words: Vec<String> = hosts
+            .iter()
+            .map(|host| format!("{}: {}", host.name, crate::narrator::word(&host.evidence)))
+            .collect();
+        words.sort();
+        let how = if nix::unistd::geteuid().is_root() {
+            "as root, so the kernel sees who opens what"
+        } else {
+            "without root, so policy names who reads, and applications say what they use"
+        };
+        self.terminal.say(Tone::Plain, wrapped(&format!("evidence ({how}):"), &words));
         Ok(())
     }
 
     /// The login that lies on a host now.
     pub fn login_on(&self, host: usize) -> anyhow::Result<Login> {
         self.hosts[host].login()
+    }
+
+    /// Waits until what an application shows is this login again.
+    pub fn until_login_is(&self, host: usize, login: &Login) -> anyhow::Result<bool> {
+        let deadline = Instant::now() + STEP;
+        while self.login_on(host)?.username() != login.username() {
+            crate::interrupt::check()?;
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(true)
     }
 
     /// Waits until `version` ends, restarting nothing.
@@ -144,7 +204,7 @@ impl Scene {
 
     /// A person restarts the application that nobody else may restart.
     pub fn restart_by_hand(&mut self, cast: &Cast) -> anyhow::Result<()> {
-        self.terminal.say(Tone::Plain, format!("a person restarts {} on {}", cast.name, HOSTS[cast.host]));
+        self.terminal.say(Tone::Person, format!("a person restarts {} on {}", cast.name, HOSTS[cast.host]));
         self.hosts[cast.host].signal(cast.name, nix::sys::signal::Signal::SIGTERM)
     }
 
@@ -159,25 +219,47 @@ impl Scene {
 
     /// The server must refuse this login, in its own words.
     pub fn must_be_refused(&mut self, login: &Login, whose: &str) -> anyhow::Result<()> {
-        let verdict = self.protected.try_login(login)?;
-        match verdict {
-            Verdict::Refused(words) => self.promise(true, format!("the server refuses {whose}: {words}")),
-            Verdict::Accepted => self.promise(false, format!("the server still accepts {whose}")),
+        let said = match self.protected.try_login(login)? {
+            Verdict::Refused(words) => Ok(words),
+            Verdict::Accepted(_) => Err(()),
+        };
+        match said {
+            Ok(words) => self.promise(true, format!("the server refuses {whose}: {words}")),
+            Err(()) => self.promise(false, format!("the server still accepts {whose}")),
         }
+        Ok(())
+    }
+
+    /// The server must accept this login.
+    pub fn must_be_accepted(&mut self, login: &Login, what: &str) -> anyhow::Result<()> {
+        let accepted = matches!(self.protected.try_login(login)?, Verdict::Accepted(_));
+        self.promise(accepted, what);
         Ok(())
     }
 
     /// What the server's log says of each application since the act began.
     pub fn tell_logins(&mut self) -> anyhow::Result<()> {
+        let mut all = crate::judge::Tally::default();
         for cast in &CAST {
             let tally = self.protected.tally(cast.source())?;
-            let line = format!(
-                "{}: {} logins, {} failed, longest gap {} ms",
-                cast.name, tally.logins, tally.failed, tally.gap_ms_max
-            );
-            self.promise(tally.failed == 0 && tally.logins > 0, line);
+            if tally.failed > 0 || tally.logins == 0 {
+                self.promise(
+                    false,
+                    format!("{}: {} logins, {} failed", cast.name, tally.logins, tally.failed),
+                );
+            }
+            all.logins += tally.logins;
+            all.failed += tally.failed;
         }
+        let line =
+            format!("{} logins in this act, {} failed, by the server's own log", all.logins, all.failed);
+        self.promise(all.failed == 0 && all.logins > 0, line);
         Ok(())
+    }
+
+    /// Directories that somebody else keeps.
+    pub fn kept_by_others(&self) -> impl Iterator<Item = std::path::PathBuf> {
+        std::iter::once(self.directory().join("kept-by-others"))
     }
 
     /// Where everything of the demo lies.
@@ -191,58 +273,20 @@ pub fn phase(detail: &CredentialDetail, version: Version) -> Option<VersionPhase
     detail.versions.iter().find(|known| known.version == version).map(|known| known.phase)
 }
 
-fn prepare_server(protected: &Protected, control: &ControlPlane) -> anyhow::Result<()> {
-    let server = protected.server();
-    server.admin_execute("CREATE ROLE minter LOGIN CREATEROLE PASSWORD 'minter-of-the-demo'")?;
-    server.admin_execute("CREATE ROLE orders_owner")?;
-    server.admin_execute("GRANT orders_owner TO minter WITH ADMIN OPTION")?;
-    server.admin_execute("CREATE DATABASE orders OWNER orders_owner")?;
-    std::fs::write(minter_password(control), "minter-of-the-demo")?;
-    Ok(())
+/// Gives the control plane the documented credential, and says what differs. `password` says how passwords look.
+pub fn write_credential(
+    control: &ControlPlane,
+    protected: &Protected,
+    password: Option<&str>,
+) -> anyhow::Result<Vec<String>> {
+    let examples::Loaded { text, differs } = examples::credential(protected, password)?;
+    write_resource(control, "orders-db.yaml", &text)?;
+    Ok(differs)
 }
 
-fn minter_password(control: &ControlPlane) -> PathBuf {
-    control.secrets().join("minter-password")
-}
-
-/// Writes generator and credential. `password` is put into the generator's `user`, to make passwords of another form.
-pub fn write_resources(control: &ControlPlane, protected: &Protected, password: &str) -> anyhow::Result<()> {
-    let address = protected.address();
-    let tls = protected.server().tls_spec();
-    let text = format!(
-        r#"apiVersion: generators.external-secrets.io/v1alpha1
-kind: PostgreSql
-metadata: {{ name: orders }}
-spec:
-  host: {host}
-  port: {port}
-  database: orders
-  auth: {{ username: minter, password: {{ file: {minter_password} }} }}
-  tls: {tls}
-  user:
-    username: orders
-    owner: orders_owner
-{password}---
-apiVersion: eso.external-secrets.io/v1alpha1
-kind: Credential
-metadata: {{ name: {CREDENTIAL} }}
-spec:
-  generator: {{ kind: PostgreSql, name: orders }}
-  targets:
-    hosts:
-      matchLabels: {{ app: orders }}
-      canary: {{ matchLabels: {{ canary: "true" }} }}
-  files:
-    credentials.json: '{{"username":"{{{{ .username }}}}","password":"{{{{ .password }}}}"}}'
-  first: mint
-  policy: {{ barrier: 10s, flipIn: 2s, grace: 1s, adoptWithin: 2m, sampleEvery: 1s }}
-"#,
-        host = address.ip(),
-        port = address.port(),
-        minter_password = minter_password(control).display(),
-    );
-    let unfinished = control.resources().join(".orders.yaml.new");
+/// Puts a file into the directory of resources, at once.
+pub fn write_resource(control: &ControlPlane, name: &str, text: &str) -> anyhow::Result<()> {
+    let unfinished = control.resources().join(format!(".{name}.new"));
     std::fs::write(&unfinished, text)?;
-    std::fs::rename(unfinished, control.resources().join("orders.yaml"))?;
-    Ok(())
+    Ok(std::fs::rename(unfinished, control.resources().join(name))?)
 }

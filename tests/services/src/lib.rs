@@ -8,12 +8,14 @@
     reason = "fixtures are for tests, where an error with its cause is all that is needed"
 )]
 
+mod certificate;
 pub mod logins;
 mod openbao;
 pub mod postgres;
 mod process;
 mod python;
 
+pub use certificate::Certificate;
 pub use logins::{Login, LoginLog};
 pub use openbao::OpenBao;
 pub use postgres::{Kind as PostgresKind, Minting, PostgresServer};

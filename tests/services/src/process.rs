@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output};
 use std::thread::sleep;
@@ -26,6 +27,8 @@ impl Server {
     /// Starts a server that ends in good order on `stop`.
     pub(crate) fn start(command: &mut Command, stop: Signal) -> Result<Self> {
         let program = command.get_program().to_owned();
+        // A process group of its own: Ctrl-C in a terminal reaches whoever started it, who then stops it in order.
+        command.process_group(0);
         let child = command.spawn().with_context(|| format!("failed to start {}", program.display()))?;
         Ok(Self { child, stop })
     }

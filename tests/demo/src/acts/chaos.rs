@@ -16,6 +16,12 @@ const FROZEN: usize = 1;
 /// Rotates while things die.
 pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 2: the same, while things die");
+    scene.terminal.say(
+        Tone::Why,
+        "A host is frozen, once while it is given the new version and once when it has agreed on the instant; the\n\
+         control plane is killed, and a daemon. No application may notice. What is not known counts as in use: the\n\
+         frozen host keeps the old version alive, by name, and all of it ends by itself once the host is back.",
+    );
     scene.protected.start_act()?;
     frozen_while_staging(scene)?;
     frozen_while_armed(scene)?;
@@ -50,10 +56,9 @@ fn frozen_while_staging(scene: &mut Scene) -> anyhow::Result<()> {
     scene.restart_by_hand(&by_hand())?;
     let blamed = wait_until_blamed(scene, name)?;
     scene.promise(blamed, format!("{name} is named as the reason that version {before} lives"));
-    let alive = scene.protected.try_login(&old)? == crate::protected::Verdict::Accepted;
-    scene.promise(alive, format!("version {before} still works for the frozen host"));
+    scene.must_be_accepted(&old, &format!("version {before} still works for the frozen host"))?;
     scene.hosts[FROZEN].thaw()?;
-    scene.terminal.say(Tone::Sabotage, format!("{name} is thawed"));
+    scene.terminal.say(Tone::Person, format!("{name} is thawed"));
     scene.until_retired(before)?;
     scene.must_be_refused(&old, &format!("version {before}"))
 }
@@ -73,13 +78,14 @@ fn frozen_while_armed(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Sabotage, format!("{name} is frozen while it is armed"));
     scene.hosts[2].signal("eso-vm-applier", Signal::SIGKILL)?;
     scene.terminal.say(Tone::Sabotage, format!("the applier of {} is killed", HOSTS[2]));
+    scene.terminal.say(Tone::Plain, "the agreed instant passes without it");
     // Longer than the agreed instant is away: the frozen host misses it.
     let missed = std::time::Instant::now() + Duration::from_secs(4);
     scene
         .narrator
         .until(&scene.control, "the instant has passed", STEP, |_| std::time::Instant::now() > missed)?;
     scene.hosts[FROZEN].thaw()?;
-    scene.terminal.say(Tone::Sabotage, format!("{name} is thawed"));
+    scene.terminal.say(Tone::Person, format!("{name} is thawed"));
     scene.narrator.until(
         &scene.control,
         "the manual application is all that is waited for",
@@ -106,6 +112,7 @@ fn frozen_while_armed(scene: &mut Scene) -> anyhow::Result<()> {
 fn wait_until_blamed(scene: &mut Scene, host: &str) -> anyhow::Result<bool> {
     let mut blamed = false;
     let control = &scene.control;
+    scene.narrator.follow(control);
     scene.narrator.until(control, &format!("{host} is named as the reason"), STEP, |_| {
         let pending = control.pending().unwrap_or_default();
         blamed = pending

