@@ -5,6 +5,8 @@ mod application;
 mod control;
 
 mod adopting;
+mod disks;
+mod hostile;
 mod kernel;
 mod refusing;
 mod rotating;
