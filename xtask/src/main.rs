@@ -2,6 +2,8 @@
 
 #![allow(clippy::print_stdout, reason = "this program speaks to a person in a terminal")]
 
+mod bench;
+mod demo;
 mod machine;
 mod process;
 mod test;
@@ -26,6 +28,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure every figure beside its floor, on the programs as packages have them. See `bench --help`.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to the bench.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run every test, setting up what they need.
     Test {
         /// Only what needs nothing beyond the toolchain.
@@ -36,10 +45,8 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
-        Task::Demo { arguments } => {
-            process::build()?;
-            process::run(&mut process::built("demo", &arguments))
-        }
+        Task::Demo { arguments } => demo::run(&arguments),
+        Task::Bench { arguments } => bench::run(&arguments),
         Task::Test { quick } => test::run(quick),
     }
 }

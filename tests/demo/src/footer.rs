@@ -76,7 +76,7 @@ fn text(cast: &Cast, tally: Tally, version: Option<Version>) -> String {
         failed => format!("\x1b[1;31m{failed} failed\x1b[0m"),
     };
     format!(
-        "  {} {:8} {:32} logs in with version \x1b[1m{version}\x1b[0m  {:>6} logins, {failed}",
+        "  {} {:8} {:34} logs in with version \x1b[1m{version}\x1b[0m  {:>6} logins, {failed}",
         HOSTS[cast.host],
         cast.name,
         cast.adoption.in_words(),

@@ -11,7 +11,7 @@ use protocol::api::{Clause, CredentialDetail, DeliveryPhase, PendingVersion, Rol
 
 use crate::control::ControlPlane;
 use crate::footer::Versions;
-use crate::terminal::{Terminal, Tone, span};
+use crate::terminal::{Terminal, Tone, fold, span};
 
 /// How often the control plane is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -116,7 +116,7 @@ impl Narrator {
         let now = detail.rollout.as_ref().map(|rollout| (rollout.version, rollout.phase));
         if let Some((version, phase)) = now.filter(|_| now != self.rollout) {
             let reason = detail.rollout.as_ref().and_then(|rollout| rollout.reason.as_ref());
-            let reason = reason.map(|reason| format!("\n{:22}{}", "", with_names(reason, detail)));
+            let reason = reason.map(|reason| format!("\n{}", with_names(reason, detail)));
             let tone = if phase == RolloutPhase::Halted { Tone::Stop } else { Tone::Plain };
             let words = format!("{}{}", of_rollout(phase), reason.unwrap_or_default());
             self.tell(tone, version, &word(&phase), &words);
@@ -135,7 +135,7 @@ impl Narrator {
                     changed.entry(delivery.phase).or_default().insert(&delivery.name);
                 }
             }
-            for (phase, hosts) in changed {
+            for (phase, hosts) in changed.into_iter().rev() {
                 let words = of_delivery(phase, self.subject);
                 // An older version that is no longer current is not on its way anywhere.
                 let told = Some(version.version) == newest || phase == DeliveryPhase::Sealed;
@@ -172,7 +172,7 @@ impl Narrator {
             let why = why(pending);
             let said = self.blockers.insert(pending.why.version, why.clone());
             if !why.is_empty() && said.as_ref() != Some(&why) {
-                self.tell(Tone::Plain, pending.why.version, "lives on", &why.join(&format!("\n{:22}", "")));
+                self.tell(Tone::Plain, pending.why.version, "lives on", &why.join("\n"));
             }
         }
     }
@@ -182,7 +182,9 @@ impl Narrator {
             Subject::Login => "version",
             Subject::Key => "value",
         };
-        self.terminal.say(tone, format!("{:9}  {what:9}  {words}", format!("{subject} {version}")));
+        let words: Vec<String> = words.lines().flat_map(|line| fold(line, 76, "")).collect();
+        let words = words.join(&format!("\n{:23}", ""));
+        self.terminal.say(tone, format!("{:10} {what:10}  {words}", format!("{subject} {version}")));
     }
 }
 

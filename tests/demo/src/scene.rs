@@ -16,7 +16,7 @@ use crate::login::{Login, Verdict};
 use crate::narrator::{Narrator, Subject};
 use crate::programs::Programs;
 use crate::protected::{Kind, Protected};
-use crate::terminal::{Terminal, Tone, wrapped};
+use crate::terminal::{Terminal, Tone};
 
 /// How long any one step may take before the demo gives up and says what it waited for.
 pub const STEP: Duration = Duration::from_mins(2);
@@ -101,10 +101,10 @@ impl Scene {
     fn load_examples(&self) -> anyhow::Result<()> {
         let differs = write_credential(&self.control, &self.protected, None)?;
         let first = format!("{}, as documented but for:", examples::CREDENTIAL);
-        self.terminal.say(Tone::Plain, wrapped(&first, &differs));
+        self.terminal.say(Tone::Plain, format!("{first} {}", differs.join(", ")));
         if let Some(host) = self.hosts.first() {
             let first = format!("{}, as documented but for (on {}):", examples::POLICY, host.name);
-            self.terminal.say(Tone::Plain, wrapped(&first, &host.differs));
+            self.terminal.say(Tone::Plain, format!("{first} {}", host.differs.join(", ")));
         }
         Ok(())
     }
@@ -172,7 +172,7 @@ impl Scene {
         } else {
             "without root, so policy names who reads, and applications say what they use"
         };
-        self.terminal.say(Tone::Plain, wrapped(&format!("evidence ({how}):"), &words));
+        self.terminal.say(Tone::Plain, format!("evidence ({how}): {}", words.join(", ")));
         Ok(())
     }
 

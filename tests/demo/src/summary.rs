@@ -24,7 +24,7 @@ pub fn tell(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Plain, text);
     let ms = |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| span(Duration::from_millis(ms)));
     let mut text = String::from(
-        "version  flipped together  skew of the flip  last holder's end to revocation   (by reports and engine)",
+        "version  flipped together  skew of the flip  last holder's end to its revocation, 1 s of grace included   (by reports and engine)",
     );
     for (version, figures) in scene.narrator.figures() {
         text.push_str(&format!(

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+/// The most characters of a line, beside the time.
+const WIDTH: usize = 100;
+
 /// Where the demo speaks. Cloning it gives the same.
 #[derive(Clone)]
 pub struct Terminal(Arc<Inner>);
@@ -72,7 +75,8 @@ impl Terminal {
         if tone == Tone::Heading {
             self.line("");
         }
-        for (place, line) in text.as_ref().lines().enumerate() {
+        let lines = text.as_ref().lines().flat_map(|line| fold(line, WIDTH, "   "));
+        for (place, line) in lines.enumerate() {
             let time = if place == 0 && tone != Tone::Why { format!("{seconds:7.2}") } else { " ".repeat(7) };
             let mark = if place == 0 { mark } else { "  " };
             if self.0.coloured {
@@ -136,19 +140,36 @@ pub fn span(span: Duration) -> String {
     }
 }
 
-/// Parts joined into lines of a width that every terminal has.
-pub fn wrapped(first: &str, parts: &[String]) -> String {
-    const WIDTH: usize = 96;
-    let mut text = first.to_owned();
-    let mut length = first.chars().count();
-    for (place, part) in parts.iter().enumerate() {
-        let part = if place + 1 < parts.len() { format!(" {part},") } else { format!(" {part}") };
-        if length + part.chars().count() > WIDTH {
-            text.push_str("\n   ");
-            length = 3;
-        }
-        length += part.chars().count();
-        text.push_str(&part);
+/// The text in lines of at most so many characters, broken between words, all but the first beginning with `indent`. A
+/// text that fits stays as it is.
+pub fn fold(text: &str, width: usize, indent: &str) -> Vec<String> {
+    if text.chars().count() <= width {
+        return vec![text.to_owned()];
     }
-    text
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let last = lines.len() - 1;
+        let room = width.saturating_sub(lines[last].chars().count());
+        if lines[last].is_empty() || word.chars().count() < room {
+            if !lines[last].is_empty() {
+                lines[last].push(' ');
+            }
+            lines[last].push_str(word);
+        } else {
+            lines.push(format!("{indent}{word}"));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_folded_between_words_and_short_ones_left_alone() {
+        assert_eq!(fold("a  b", 10, "  "), ["a  b"]);
+        assert_eq!(fold("one two three four", 9, "  "), ["one two", "  three", "  four"]);
+        assert_eq!(fold("averyveryverylongword b", 9, "  "), ["averyveryverylongword", "  b"]);
+    }
 }
