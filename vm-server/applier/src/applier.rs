@@ -386,6 +386,15 @@ impl Applier {
                     }
                 }
             }
+            // A word that was said before our start is not said again.
+            for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
+                let turn = set.record.machine.turn();
+                if let Some(turn) =
+                    turn.filter(|turn| evidence.is_said_by(&consumer.name, turn.version, &scene))
+                {
+                    self.tools.tasks.saw((set.name.clone(), consumer.name.clone()), turn.version);
+                }
+            }
             if changed {
                 self.tools.changed = true;
                 // What cannot be kept now is kept with the next event.

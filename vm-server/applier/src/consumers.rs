@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(crate) struct Tasks {
 struct Slot {
     effect: HostEffect,
     abort: AbortHandle,
+    /// Its outcome is on its way: the same look is then another one.
+    told: Arc<AtomicBool>,
     /// Held while the supervisor is asked to change something, so that a later task waits for its end.
     turnstile: Arc<tokio::sync::Mutex<()>>,
 }
@@ -94,7 +97,8 @@ impl Tasks {
         let who = (set.clone(), consumer.name.clone());
         let mut turnstile = Arc::default();
         if let Some(slot) = self.slots.get(&who) {
-            if slot.effect == effect && !slot.abort.is_finished() {
+            let looked = matches!(effect, HostEffect::Look { .. }) && slot.told.load(Ordering::SeqCst);
+            if slot.effect == effect && !slot.abort.is_finished() && !looked {
                 return;
             }
             // Looking and settling change nothing and may be given up; what asks the supervisor holds the turnstile.
@@ -113,16 +117,19 @@ impl Tasks {
         };
         let (inbox, set, asked, gate) =
             (self.inbox.clone(), set.clone(), effect.clone(), Arc::clone(&turnstile));
+        let told = Arc::new(AtomicBool::new(false));
+        let tells = Arc::clone(&told);
         let task = self.runtime.spawn(async move {
             let held = gate.lock().await;
             let outcome = errand.run(asked).await;
             drop(held);
+            tells.store(true, Ordering::SeqCst);
             if let Some(event) = outcome {
                 // The other end is gone only when the applier ends.
                 let _ = inbox.send(Input::Outcome { set, event });
             }
         });
-        self.slots.insert(who, Slot { effect, abort: task.abort_handle(), turnstile });
+        self.slots.insert(who, Slot { effect, abort: task.abort_handle(), told, turnstile });
     }
 
     /// Waits for the next life of these consumers of a set, and for no others.

@@ -118,6 +118,9 @@ pub struct Evidence {
     reads: BTreeMap<ProcessId, BTreeMap<Version, Readings>>,
     /// What each consumer has last adopted, and when.
     adoptions: BTreeMap<ConsumerName, (Version, Millis)>,
+    /// What each consumer has last said that it is on, and which process said so.
+    #[serde(default)]
+    said: BTreeMap<ConsumerName, (ProcessId, Version)>,
     /// Lives that an application's own word released from a version.
     released: BTreeMap<Version, BTreeSet<HolderId>>,
     /// Processes whose hold an operator cleared.
@@ -392,6 +395,7 @@ impl Evidence {
                 }
             }
         }
+        self.said.insert(consumer.clone(), (peer.id, on));
         if self.versions.contains_key(&on) {
             let known: Vec<(HolderId, LifeState)> =
                 lives.iter().filter_map(|id| Some((id.clone(), self.lives.get(id)?.clone()))).collect();
@@ -535,6 +539,11 @@ impl Evidence {
             .filter_map(|(id, _)| scene.table.get(*id))
             .filter_map(|process| scene.consumer_of(&scene.lineage(process)))
             .any(|rule| rule.name == *consumer)
+    }
+
+    /// Whether this was the last word of a consumer that lives.
+    pub fn is_said_by(&self, consumer: &ConsumerName, version: Version, scene: &Scene<'_>) -> bool {
+        self.said.get(consumer).is_some_and(|(who, on)| *on == version && scene.table.is_alive(*who))
     }
 
     fn sight(

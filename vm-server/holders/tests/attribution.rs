@@ -727,6 +727,15 @@ fn the_word_of_a_declared_consumer_releases_it_for_good() {
     world.declare(&ConsumerLife::Process(id));
     assert!(!world.holds(OLD), "it is not named again for the same life");
     assert_eq!(world.evidence.holders(NEW)[0].evidence, Kind::Reported);
+    let kept = serde_json::to_vec(&world.evidence).unwrap();
+    world.evidence = serde_json::from_slice(&kept).unwrap();
+    let said = |world: &World, version| {
+        let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+        world.evidence.is_said_by(&name("app"), version, &scene)
+    };
+    assert!(said(&world, NEW) && !said(&world, OLD), "a word is kept over our restart");
+    world.end(100);
+    assert!(!said(&world, NEW), "and ends with who said it");
 }
 
 // Gaps
