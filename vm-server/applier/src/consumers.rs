@@ -242,15 +242,15 @@ impl Errand {
         };
         self.tell(None);
         match asked {
-            Adopted::Asked(life) | Adopted::AlreadyNew(life) => {
+            Adopted::Asked(mut life) | Adopted::AlreadyNew(mut life) => {
                 if self.consumer.adopt.keeps_the_process() && before.as_ref() == Some(&life) {
-                    self.until_seen_on(turn.version).await;
+                    life = self.until_seen_on(turn.version, life).await;
                 }
                 self.took_up(turn, &life)
             }
             Adopted::Waiting => match before {
                 Some(life) if self.consumer.adopt == Adopt::Reopen => {
-                    self.until_seen_on(turn.version).await;
+                    let life = self.until_seen_on(turn.version, life).await;
                     self.took_up(turn, &life)
                 }
                 _ => self.looked(turn, None, false),
@@ -273,13 +273,17 @@ impl Errand {
         }
     }
 
-    /// A reload that does nothing is not adopted: where it can be seen, it has to be seen.
-    async fn until_seen_on(&mut self, version: Version) {
-        if self.shows_itself {
-            let who = self.who.clone();
-            // Ends when the applier does.
-            let _ = self.seen_on.wait_for(|seen| seen.get(&who) == Some(&version)).await;
+    /// A reload that does nothing is not adopted: where it can be seen, it has to be seen. The life that was seen:
+    /// another one than `life` when somebody has restarted it meanwhile.
+    async fn until_seen_on(&mut self, version: Version, life: LifeId) -> LifeId {
+        if !self.shows_itself {
+            return life;
         }
+        let who = self.who.clone();
+        // Ends when the applier does.
+        let _ = self.seen_on.wait_for(|seen| seen.get(&who) == Some(&version)).await;
+        let look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
+        look.ok().and_then(|look| look.life).unwrap_or(life)
     }
 
     async fn settle(self, turn: Turn, life: Life) -> HostEvent {

@@ -1,5 +1,7 @@
 //! `eso-vm-applier`: the privileged half of a host.
 
+mod boot_order;
+
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,6 +36,12 @@ enum Command {
     },
     /// Read the policy and say what is wrong with it.
     Check,
+    /// Have systemd start consumers after us. Asked by systemd itself.
+    #[command(hide = true)]
+    BootOrder {
+        /// Where systemd takes units from that were made for this boot.
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -105,6 +113,10 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
             let policy = HostPolicy::load(&arguments.config)?;
             println!("{} sets in {} files", policy.sets.len(), policy.files.len());
             Ok(())
+        }
+        Some(Command::BootOrder { directory }) => {
+            boot_order::write(&HostPolicy::load(&arguments.config)?, &directory)
+                .with_context(|| format!("failed to write into {}", directory.display()))
         }
         Some(Command::Run) | None => start(&arguments.config),
     }

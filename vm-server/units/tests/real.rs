@@ -1,7 +1,7 @@
 //! A real systemd: restarts with job tracking, the way back past the start limit, oneshots, probes as transient
 //! units, and a tmpfs that PID 1 mounts.
 //!
-//! Runs where PID 1 is systemd, as root; a machine of `systemd-nspawn` will do.
+//! Needs a PID 1 that is systemd, and root: `cargo test -p tests-host` runs every one of them in a machine of its own.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -10,7 +10,6 @@
 )]
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,13 +17,9 @@ use std::process::Command;
 use host_policy::{Consumer, HostPolicy, Probe, ProbeKind};
 use units::{Adopted, Connector, Direction, Health, Settled, Supervisor, Systemd};
 
-fn is_able() -> bool {
-    if Systemd::is_here() && rustix::process::geteuid().is_root() {
-        return true;
-    }
-    // Not through the test's own output, which nobody sees when it passes.
-    let _ = writeln!(std::io::stderr(), "left out: PID 1 is not systemd, or we are not root");
-    false
+fn must_be_able() {
+    assert!(Systemd::is_here(), "PID 1 is not systemd");
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
 }
 
 /// A unit of this test, removed at its end.
@@ -69,10 +64,9 @@ fn supervisor() -> Supervisor {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn a_restart_makes_a_new_life_that_settles() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let unit = Unit::new("eso-test-restart.service", "ExecStart=/bin/sleep 1000");
     systemctl(&["start", unit.0]);
     let (supervisor, consumer) = (supervisor(), unit.consumer("restart"));
@@ -86,10 +80,9 @@ async fn a_restart_makes_a_new_life_that_settles() {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn an_idle_unit_stays_idle() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let unit = Unit::new("eso-test-idle.service", "ExecStart=/bin/sleep 1000");
     let (supervisor, consumer) = (supervisor(), unit.consumer("restart"));
     assert_eq!(supervisor.adopt(&consumer, None, Direction::Forward).await.unwrap(), Adopted::Idle);
@@ -98,10 +91,9 @@ async fn an_idle_unit_stays_idle() {
 
 /// The program exits 1 while the new version is there, until the start limit refuses it; with the old one it starts.
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn a_failing_start_is_seen_and_the_way_back_passes_the_start_limit() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let bad = "/run/eso-test-bad";
     let unit = Unit::new(
         "eso-test-fails.service",
@@ -137,10 +129,9 @@ async fn a_failing_start_is_seen_and_the_way_back_passes_the_start_limit() {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn a_oneshot_settles_with_exit_status_0() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let unit = Unit::new("eso-test-oneshot.service", "Type=oneshot\nExecStart=/bin/sleep 0.2");
     let (supervisor, consumer) = (supervisor(), unit.consumer("next_start"));
     assert_eq!(supervisor.look(&consumer).await.unwrap().health, Health::Idle);
@@ -153,10 +144,9 @@ async fn a_oneshot_settles_with_exit_status_0() {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn a_unit_that_would_reboot_the_host_is_not_touched() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let unit =
         Unit::new("eso-test-reboots.service", "ExecStart=/bin/sleep 1000\n[Unit]\nFailureAction=reboot");
     systemctl(&["start", unit.0]);
@@ -168,10 +158,9 @@ async fn a_unit_that_would_reboot_the_host_is_not_touched() {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn commands_run_as_transient_units_with_a_user_of_their_own() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let supervisor = supervisor();
     let command = |argv: &[&str], user: Option<&str>| host_policy::Command {
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
@@ -198,10 +187,9 @@ async fn commands_run_as_transient_units_with_a_user_of_their_own() {
 }
 
 #[tokio::test]
+#[ignore = "needs a systemd host of its own: cargo test -p tests-host"]
 async fn a_tmpfs_is_mounted_by_pid_1() {
-    if !is_able() {
-        return;
-    }
+    must_be_able();
     let at = Path::new("/run/eso-test-mount/a-set");
     fs::create_dir_all(at).unwrap();
     let systemd = Systemd::new(Connector::system_bus());

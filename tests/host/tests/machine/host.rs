@@ -1,0 +1,127 @@
+//! One host of an installation: a machine with the package, enrolled, and one unit that reads its credential.
+
+use std::net::TcpListener;
+
+use protocol::api::DeliveryPhase;
+use tests_host::Machine;
+
+use crate::control::{CREDENTIAL, ControlPlane, FIRST};
+use crate::{Ready, until_or};
+
+/// The unit.
+pub(crate) const UNIT: &str = "orders.service";
+/// Where it reads.
+pub(crate) const PLACE: &str = "/etc/orders/password";
+
+pub(crate) struct Host {
+    // Before what it needs.
+    pub(crate) machine: Machine,
+    pub(crate) control: ControlPlane,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Host {
+    /// Boots and installs it. `adopt` is how the unit adopts, `service` its section of that name.
+    pub(crate) fn new(ready: &Ready, name: &str, adopt: &str, service: &str) -> Self {
+        let host = Self::installed(ready, name);
+        host.begin(adopt, service);
+        host
+    }
+
+    /// A machine with the package and nothing else yet.
+    pub(crate) fn installed(ready: &Ready, name: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let control = ControlPlane::start(&ready.package, directory.path());
+        let machine = Machine::boot(&ready.base, directory.path(), name).unwrap();
+        machine.copy_in(ready.package.deb(), "/root/eso.deb").unwrap();
+        let host = Self { machine, control, directory };
+        host.install();
+        host
+    }
+
+    /// Writes its policy and its unit, enrols it, and starts the unit on the first version.
+    pub(crate) fn begin(&self, adopt: &str, service: &str) {
+        let policy = format!(
+            "[set.{CREDENTIAL}]\n\
+            places = [{{ path = \"{PLACE}\", file = \"password\" }}]\n\
+            [[set.{CREDENTIAL}.consumers]]\nunit = \"{UNIT}\"\nadopt = \"{adopt}\"\nsettle_ms = 1_000\n"
+        );
+        self.machine.run(&["mkdir", "-p", "/etc/orders"]).unwrap();
+        self.machine.write("/etc/eso-vm-server/conf.d/orders.toml", &policy).unwrap();
+        let unit = format!("[Service]\n{service}\n[Install]\nWantedBy=multi-user.target\n");
+        self.machine.write(&format!("/etc/systemd/system/{UNIT}"), &unit).unwrap();
+        self.machine.run(&["systemctl", "daemon-reload"]).unwrap();
+        self.enrol();
+        self.control.until_delivered(FIRST, DeliveryPhase::Activated);
+        self.machine.run(&["systemctl", "start", UNIT]).unwrap();
+        self.control.until_delivered(FIRST, DeliveryPhase::Adopted);
+    }
+
+    /// Installs the package, or installs it again as an upgrade.
+    pub(crate) fn install(&self) {
+        self.machine.run(&["dpkg", "--install", "/root/eso.deb"]).unwrap();
+    }
+
+    fn enrol(&self) {
+        // Both ends share one loopback.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let daemon = format!(
+            "[daemon]\nlisten = \"127.0.0.1:{port}\"\nadvertise = \"127.0.0.1:{port}\"\nreport_ms = 1_000\n"
+        );
+        self.machine.write("/etc/eso-vm-server/config.toml", &daemon).unwrap();
+        let bundle = self.control.esoctl(&["host", "enroll-token", "vm1", "--label", "app=orders"]);
+        self.machine.write("/root/bundle.json", &bundle).unwrap();
+        self.machine.run(&["eso-vm-applier", "enroll", "--bundle", "/root/bundle.json"]).unwrap();
+        self.machine.run(&["systemctl", "restart", "eso-vm-applier", "eso-vm-server"]).unwrap();
+    }
+
+    /// One property of a unit.
+    pub(crate) fn property(&self, unit: &str, name: &str) -> String {
+        self.machine.run(&["systemctl", "show", "-p", name, "--value", unit]).unwrap().trim().to_owned()
+    }
+
+    /// Which life of the unit this is.
+    pub(crate) fn invocation(&self) -> String {
+        self.property(UNIT, "InvocationID")
+    }
+
+    /// The directory of the version that is current, or nothing.
+    pub(crate) fn current(&self) -> String {
+        let link = self.machine.path(&format!("/run/eso-vm-server/sets/{CREDENTIAL}/..data"));
+        std::fs::read_link(link).map(|link| link.display().to_string()).unwrap_or_default()
+    }
+
+    /// The directories of versions that are there.
+    pub(crate) fn has(&self, version: &str) -> bool {
+        self.machine.path(&format!("/run/eso-vm-server/sets/{CREDENTIAL}/{version}")).exists()
+    }
+
+    /// What its units in one life of theirs are called as holders.
+    pub(crate) fn life(invocation: &str) -> String {
+        format!("unit:{UNIT}:{invocation}")
+    }
+
+    /// Waits until these lives of the unit, and nobody else, hold the version.
+    pub(crate) fn until_held_by(&self, version: lifecycle::Version, lives: &[String]) {
+        let so_far =
+            || format!("{version} is held by {lives:?}, not by {:#?}", self.control.holders(version));
+        until_or(so_far, || {
+            let mut ids: Vec<_> = self.control.holders(version).into_iter().map(|holder| holder.id).collect();
+            ids.sort_unstable();
+            (ids == lives).then_some(())
+        });
+    }
+
+    /// Restarts and upgrades our own programs, in the middle of whatever goes on: the unit must not notice, and what
+    /// was known of it is still known.
+    pub(crate) fn our_own_restart_and_upgrade_change_nothing(&self) {
+        let before = (self.invocation(), self.property(UNIT, "NRestarts"), self.property(UNIT, "MainPID"));
+        self.machine.run(&["systemctl", "restart", "eso-vm-applier", "eso-vm-server"]).unwrap();
+        self.install();
+        self.control.until_reported_anew();
+        let after = (self.invocation(), self.property(UNIT, "NRestarts"), self.property(UNIT, "MainPID"));
+        assert_eq!(before, after, "our own restart restarted something");
+        // The group that sees who opens what is still kept.
+        assert_eq!(self.property("eso-vm-applier", "NFileDescriptorStore"), "1");
+    }
+}
