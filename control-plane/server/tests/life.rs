@@ -91,6 +91,23 @@ async fn what_cannot_be_served_is_refused_with_what_to_do() {
     store::KeyEncryptionKey::generate().unwrap().write_file(&directory.path().join("data/key")).unwrap();
     let other_key = refuse(&directory).await;
     assert!(other_key.contains("another key-encryption key"), "{other_key}");
+    std::fs::rename(directory.path().join("data/key.old"), directory.path().join("data/key")).unwrap();
+
+    // Of a newer program: SQLite keeps the number at this place of the first page.
+    let database = directory.path().join("data/eso.db");
+    let good = std::fs::read(&database).unwrap();
+    let mut newer = good.clone();
+    newer[60..64].copy_from_slice(&999_u32.to_be_bytes());
+    std::fs::write(&database, &newer).unwrap();
+    let said = refuse(&directory).await;
+    assert!(said.contains("newer") && said.contains("999"), "{said}");
+    assert_eq!(std::fs::read(&database).unwrap(), newer, "it was changed");
+
+    std::fs::write(&database, vec![0xa5; good.len()]).unwrap();
+    let said = refuse(&directory).await;
+    assert!(said.contains("restore"), "{said}");
+    std::fs::write(&database, good).unwrap();
+    World::serve(directory).await.stop().await;
 }
 
 #[tokio::test]
@@ -213,6 +230,15 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
 async fn metrics_are_for_scrapers_and_parse() {
     let world = World::start().await;
     let (scraper, _) = world.operator(protocol::api::Role::Scraper).await;
+    // Requests of every kind, with names that a caller made up.
+    for path in ["/v1/status", "/v1/credentials/made-up", "/made/up", "/v1/made-up?made=up"] {
+        world.admin().get(path).await;
+        world.anybody().get(path).await;
+    }
+    assert_eq!(
+        world.admin().request(reqwest::Method::PATCH, "/v1/status").send().await.unwrap().status(),
+        405
+    );
     let response = scraper.get("/metrics").await;
     assert_eq!(response.status(), 200);
     let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
@@ -220,6 +246,20 @@ async fn metrics_are_for_scrapers_and_parse() {
     let text = response.text().await.unwrap();
     assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("eso_commits_total")), "{text}");
+    assert_eq!(text.matches("# EOF").count(), 1);
+    for line in [
+        "eso_http_requests_total{method=\"GET\",route=\"/v1/status\",status=\"2xx\"} 1",
+        "eso_http_requests_total{method=\"GET\",route=\"/v1/status\",status=\"4xx\"} 1",
+        "eso_http_requests_total{method=\"GET\",route=\"/v1/credentials/{name}\",status=\"4xx\"} 2",
+        "eso_http_requests_total{method=\"any\",route=\"none\",status=\"4xx\"} 5",
+        "eso_http_request_seconds_count{method=\"GET\",route=\"/v1/status\"} 2",
+        // This very one.
+        "eso_http_requests_under_way 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+    // Labels are routes of the table and nothing else.
+    assert!(!text.contains("made"), "{text}");
     assert_eq!(world.anybody().get("/readyz").await.status(), 200);
     world.stop().await;
 }

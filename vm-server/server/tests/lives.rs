@@ -5,9 +5,10 @@ mod world;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 
 use nix::sys::signal::Signal;
+use tests_canary::Canaries;
 use world::{Applier, ControlPlane, HostDirs, Keys, Server, World, exists, soon};
 
 #[tokio::test]
@@ -212,15 +213,61 @@ async fn files_are_for_its_user_alone_and_secrets_stay_out_of_the_log() {
         let found = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{}", path.display());
     }
-    let secret = hex::encode(world.control_plane.desk.network_secret.expose());
-    let identity = std::fs::read_to_string(world.dirs.server_state().join("identity.json")).unwrap();
+    let keeps = world.dirs.server_state().join("identity.json");
+    let identity = std::fs::read_to_string(&keeps).unwrap();
     let key = identity.split("PRIVATE KEY-----").nth(1).unwrap();
     let key_line = key.split("\\n").find(|line| line.len() > 20).unwrap().to_owned();
-    let output = world.server.output();
+    let desk = &world.control_plane.desk;
+    let canaries = Canaries::new([
+        ("the network secret", desk.network_secret.expose().as_slice()),
+        ("the applier's secret", desk.applier_secret.expose().as_slice()),
+        ("the TLS key", key_line.as_bytes()),
+    ])
+    .unwrap();
+    assert!(
+        !canaries.in_tree(&keeps, &[]).unwrap().is_empty(),
+        "what is looked for is found where it belongs"
+    );
+    // A crash leaves no core file behind, here or elsewhere.
+    world.server.signal(Signal::SIGABRT);
+    let again = Server::start_with(&mut std::process::Command::new("true"));
+    let crashed = std::mem::replace(&mut world.server, again);
+    let output = crashed.output();
+    let status = crashed.exit().await;
+    assert!(!status.core_dumped(), "{status}");
     assert!(output.contains("taking orders"));
-    for canary in [&secret, &key_line] {
-        assert!(!output.contains(canary.as_str()), "a secret is in the log");
+    assert_eq!(canaries.in_bytes("the log", output), []);
+    canaries.none_in([world.dirs.root.path()], &[&keeps]).unwrap_or_else(|leaks| panic!("{leaks}"));
+}
+
+/// Also where the system collects core dumps by itself, and for a debugger of the same user.
+#[tokio::test]
+async fn nobody_of_the_same_user_may_look_into_its_memory() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root, and CI must run it");
+        println!("left out: becoming another user needs root");
+        return;
     }
+    let dirs = HostDirs::new();
+    let owner = |uid: u32| {
+        let own = |path: &std::path::Path| std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+        own(dirs.root.path());
+        own(&dirs.config());
+        own(&dirs.config().join("config.toml"));
+    };
+    owner(65_534);
+    let program = dirs.root.path().join("eso-vm-server");
+    std::fs::copy(env!("CARGO_BIN_EXE_eso-vm-server"), &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.arg("--config").arg(dirs.config()).env_remove("NOTIFY_SOCKET").uid(65_534).gid(65_534);
+    let mut server = Server::start_with(&mut command);
+    server.line_with("eso-vm-applier enroll").await;
+    // What is not dumpable belongs to root in /proc, whoever runs it.
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(format!("/proc/{}/mem", server.id())).unwrap();
+    assert_eq!((found.uid(), found.gid()), (0, 0));
+    server.kill();
 }
 
 #[tokio::test]
