@@ -483,6 +483,35 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
     no_value_is_anywhere(world, &mut [one, two], &answers).await;
 }
 
+/// What a panic says of a value that it has in hand: formatted, or as the error of an `unwrap`.
+#[test]
+fn a_panic_with_a_value_in_hand_says_nothing_of_it() {
+    use base64::Engine as _;
+    let canaries = Canaries::new([("the value", IMPORTED)]).unwrap();
+    let value = || store::Value::new(IMPORTED.as_bytes().to_vec());
+    let staged = || protocol::seal::Value::new(IMPORTED.as_bytes().to_vec());
+    let import = || {
+        let content = base64::engine::general_purpose::STANDARD.encode(IMPORTED);
+        protocol::api::Import { fields: BTreeMap::from([("password".parse().unwrap(), content)]) }
+    };
+    let panics: [&(dyn Fn() + std::panic::RefUnwindSafe); 6] = [
+        &|| panic!("cannot take {:?}", value()),
+        &|| Err::<(), _>(value()).unwrap(),
+        &|| panic!("cannot take {:#?}", staged()),
+        &|| Err::<(), _>(staged()).unwrap(),
+        &|| panic!("cannot take {:#?}", import()),
+        &|| Err::<(), _>(import()).unwrap(),
+    ];
+    for panics in panics {
+        let said = std::panic::catch_unwind(panics).unwrap_err();
+        let said = said.downcast_ref::<String>().expect("a message");
+        assert_eq!(canaries.in_bytes("a panic", said), []);
+    }
+    let planted = std::panic::catch_unwind(|| panic!("cannot take {IMPORTED}")).unwrap_err();
+    let planted = planted.downcast_ref::<String>().unwrap();
+    assert!(!canaries.in_bytes("a panic", planted).is_empty(), "this one is found");
+}
+
 /// Looks through everything that was written and said, and through what a crash leaves.
 async fn no_value_is_anywhere(mut world: World, hosts: &mut [Host], answers: &str) {
     let canaries = Canaries::new(world.secrets.iter()).unwrap();
