@@ -104,26 +104,28 @@ impl Scene {
         };
         let bundle = runtime.block_on(control.api().bundle(&token))?;
         host.enrol(&bundle)?;
-        let application = start_application(&host, &sleep)?;
         let daemons = [host.start("eso-vm-server")?, host.start("eso-vm-applier")?];
         control.until_connected(1, PATIENCE)?;
         control.write_resource("bench.yaml", &resource(&backend))?;
+        let first = Version::new(1, 1);
+        control.until(PATIENCE, "the first version is active", |control| {
+            let summary = summary(control)?;
+            Ok(summary.current == Some(first) && summary.rolling.is_none())
+        })?;
+        // From now on there is somebody who uses it.
+        let application = start_application(&host, &sleep)?;
         let scene = Self { control, _daemons: daemons, host, application, revoked, _directory: directory };
-        scene.until_current(Version::new(1, 1))?;
-        let mut scene = scene;
-        // Who started before the first version was there starts again.
-        scene.application = start_application(&scene.host, &sleep)?;
-        scene.until_adopted(Version::new(1, 1))?;
         Ok(scene)
     }
 
     /// A rotation whose old version is kept alive by one process, which then ends. Gives the time from its end to the
     /// revocation.
     fn rotate(&mut self) -> anyhow::Result<Duration> {
-        let before = self.summary()?.current.context("there is a version")?;
+        let before = summary(&self.control)?.current.context("there is a version")?;
         let next = Version::new(before.epoch, before.number + 1);
         self.control.rotate(SET)?;
         self.until_current(next)?;
+        self.until_awaited(before)?;
         // The new one runs beside the old one, which drains.
         let sleep = std::fs::canonicalize("/bin/sleep")?;
         let started = start_application(&self.host, &sleep)?;
@@ -140,11 +142,6 @@ impl Scene {
         Ok(revoked.duration_since(began))
     }
 
-    fn summary(&self) -> anyhow::Result<CredentialSummary> {
-        let all: Vec<CredentialSummary> = self.control.get("/v1/credentials")?;
-        all.into_iter().find(|one| one.name.as_str() == SET).context("the credential is not there")
-    }
-
     /// Readers on the host find this version.
     fn until_current(&self, wanted: Version) -> anyhow::Result<()> {
         let name = format!("v{}.{}", wanted.epoch, wanted.number);
@@ -159,9 +156,19 @@ impl Scene {
     }
 
     fn until_adopted(&self, wanted: Version) -> anyhow::Result<()> {
-        self.control.until(PATIENCE, &format!("{wanted} is adopted"), |_| {
-            let summary = self.summary()?;
-            Ok(summary.current == Some(wanted) && summary.rolling.is_none() && summary.adopted == 1)
+        self.control.until(PATIENCE, &format!("{wanted} is adopted"), |control| is_adopted(control, wanted))
+    }
+
+    /// The host has seen who runs on the old version, and waits for a new start.
+    fn until_awaited(&self, before: Version) -> anyhow::Result<()> {
+        let path = format!("/v1/credentials/{SET}/versions/{before}/why");
+        self.control.until(PATIENCE, "the host waits for a new start", |control| {
+            let why: Why = control.get(&path)?;
+            let mut words = why.blockers.iter().filter_map(|blocker| blocker.detail.as_deref());
+            if words.any(|detail| detail.contains("its next start")) {
+                return Ok(true);
+            }
+            bail!("instead: {why:?}")
         })
     }
 
@@ -173,9 +180,24 @@ impl Scene {
             if why.blockers.is_empty() {
                 bail!("nothing keeps {version} alive, which is {:?}", why.phase);
             }
-            Ok(why.blockers.iter().all(|blocker| blocker.clause == Clause::NoHolder))
+            // What waits for the holder's end and for a look after it follows by itself.
+            let follows = |clause| matches!(clause, Clause::NoHolder | Clause::Grace | Clause::Fresh);
+            if why.blockers.iter().any(|blocker| !follows(blocker.clause)) {
+                bail!("instead: {why:?}");
+            }
+            Ok(why.blockers.iter().any(|blocker| blocker.clause == Clause::NoHolder))
         })
     }
+}
+
+fn summary(control: &ControlPlane) -> anyhow::Result<CredentialSummary> {
+    let all: Vec<CredentialSummary> = control.get("/v1/credentials")?;
+    all.into_iter().find(|one| one.name.as_str() == SET).context("the credential is not there")
+}
+
+fn is_adopted(control: &ControlPlane, wanted: Version) -> anyhow::Result<bool> {
+    let summary = summary(control)?;
+    Ok(summary.current == Some(wanted) && summary.rolling.is_none() && summary.adopted == 1)
 }
 
 fn pid_file(host: &Host) -> PathBuf {
@@ -258,6 +280,7 @@ spec:
     flipIn: 100ms
     grace: 0s
     tail: 0s
+    idle: adopt
 "
     )
 }
