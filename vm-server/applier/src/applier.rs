@@ -26,6 +26,10 @@ use crate::witness::{View, Witness, declared_life};
 
 /// How often consumers and holders are looked at while a version could be held that is not the current one.
 const LOOK_BUSY: Duration = Duration::from_millis(200);
+/// How many times as long as a look took nothing is looked at: on a machine with many processes a look is not cheap.
+const LOOK_REST: u32 = 10;
+/// The longest such pause.
+const LOOK_REST_MAX: Duration = Duration::from_secs(5);
 /// How often a seal that was refused for now is tried again although nothing was noticed: a place may be free again.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Before an agreed instant nothing is begun that could wait: all hosts are to flip together.
@@ -54,6 +58,7 @@ pub(crate) struct Applier {
     config: PathBuf,
     watch: Watch,
     looked: Instant,
+    look_took: Duration,
     tried: Instant,
     refreshed: BTreeMap<SetName, Instant>,
     policy_due: Option<Instant>,
@@ -93,6 +98,7 @@ impl Applier {
             config,
             watch,
             looked: Instant::now(),
+            look_took: Duration::ZERO,
             tried: Instant::now(),
             refreshed: BTreeMap::new(),
             policy_due: None,
@@ -267,7 +273,8 @@ impl Applier {
             .sets
             .values()
             .any(|set| set.has_old_versions() || set.is_behind() || set.machine().has_open_flip());
-        busy.then(|| self.looked + LOOK_BUSY)
+        let rest = (self.look_took * LOOK_REST).min(LOOK_REST_MAX);
+        busy.then(|| self.looked + LOOK_BUSY.max(rest))
     }
 
     fn refresh_due(&self) -> Option<Instant> {
@@ -320,6 +327,7 @@ impl Applier {
         self.tools.changed |= news;
         self.recheck(news || self.tried.elapsed() >= TRY_AGAIN);
         self.look_again();
+        self.look_took = self.looked.elapsed();
     }
 
     /// Tries again what was not possible before.
@@ -395,8 +403,8 @@ impl Applier {
                     self.tools.tasks.saw((set.name.clone(), consumer.name.clone()), turn.version);
                 }
             }
-            if changed {
-                self.tools.changed = true;
+            self.tools.changed |= changed;
+            if changed || set.unkept {
                 // What cannot be kept now is kept with the next event.
                 let _ = set.keep(&mut self.tools);
             }

@@ -20,22 +20,11 @@ const REMEMBERED_MAX: usize = 256;
 impl Applier {
     /// Takes the orders of one push, in their order.
     pub(crate) fn take_orders(&mut self, frames: &[Frame]) -> Vec<Receipt> {
-        if frames.len() > 1 || frames.iter().any(|frame| self.seals(frame)) {
-            self.observe();
-        }
-        frames.iter().map(|frame| self.take_order(frame)).collect()
+        let mut looked = false;
+        frames.iter().map(|frame| self.take_order(frame, &mut looked)).collect()
     }
 
-    /// A seal wants to know who holds what right now.
-    fn seals(&self, frame: &Frame) -> bool {
-        let verified = order::verify(frame, &self.anchor, self.tools.host, UnixMillis::now());
-        verified.is_ok_and(|order| match &order.payload().body {
-            Body::Set(order) => matches!(order.order.kind, OrderKind::Seal { .. }),
-            _ => false,
-        })
-    }
-
-    fn take_order(&mut self, frame: &Frame) -> Receipt {
+    fn take_order(&mut self, frame: &Frame, looked: &mut bool) -> Receipt {
         let now = UnixMillis::now();
         let order = match order::verify(frame, &self.anchor, self.tools.host, now) {
             Ok(order) => order,
@@ -48,6 +37,11 @@ impl Applier {
             Body::Rekey(rekey) => self.rekey(rekey),
             Body::Ask(ask) => self.ask(order.payload().epoch, ask),
             Body::Set(set_order) => {
+                // A seal wants to know who holds what right now; one look serves all of a push.
+                let seals = matches!(set_order.order.kind, OrderKind::Seal { .. });
+                if seals && !std::mem::replace(looked, true) {
+                    self.observe();
+                }
                 if matches!(set_order.order.kind, OrderKind::Arm { .. })
                     && let Some(set) = self.sets.get_mut(&set_order.set)
                 {

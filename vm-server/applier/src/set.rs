@@ -116,6 +116,8 @@ impl Set {
     fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
         let mut answer = None;
         let ticked = matches!(first, HostEvent::Tick);
+        // What comes of an order is said in the answer to its push, and is kept before: see `set_report`.
+        let answered = matches!(first, HostEvent::Order { .. });
         // Whoever is told a moment later to flip at once flips for the instant all the same.
         self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
         let mut effects = self.step_first(tools, first)?;
@@ -136,12 +138,17 @@ impl Set {
             if state != self.record.machine {
                 self.record.machine = state;
                 tools.changed = true;
-                // What has come about stands, whether it can be journalled now or later.
-                let _ = self.keep(tools);
+                // What has come about stands, whether it can be journalled now or later. Before something else is begun
+                // it is now.
+                if answered && next.is_empty() && events.is_empty() {
+                    self.unkept = true;
+                } else {
+                    let _ = self.keep(tools);
+                }
             }
             effects = next;
         }
-        if self.unkept || ticked {
+        if (self.unkept && !answered) || ticked {
             let _ = self.keep(tools);
         }
         Ok(answer)
