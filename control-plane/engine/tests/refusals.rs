@@ -44,7 +44,7 @@ async fn a_refused_order_is_counted_by_its_reason_and_audited_once() {
         for _ in 0..2 {
             let (id, report) = {
                 let mut host = host.lock().unwrap();
-                (host.id, host.report_with(vec![refused(number, code)]))
+                (host.id, host.report(vec![refused(number, code)]))
             };
             handle.report(report, id).await.unwrap();
         }
@@ -52,7 +52,7 @@ async fn a_refused_order_is_counted_by_its_reason_and_audited_once() {
     let made_up = refused(99, "a_word_{of=\"its own\"}");
     let (id, report) = {
         let mut host = host.lock().unwrap();
-        (host.id, host.report_with(vec![Receipt { order: None, ..made_up }]))
+        (host.id, host.report(vec![Receipt { order: None, ..made_up }]))
     };
     handle.report(report, id).await.unwrap();
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// Names with their documentation, as they stand behind `before` in a source file, up to a line that is `end`.
 fn documented(source: &str, begin: &str, before: &str, end: &str) -> BTreeMap<String, String> {
@@ -28,13 +29,16 @@ struct Table {
 
 impl Table {
     fn section(&mut self, heading: &str, words: &str) {
-        self.text +=
-            &format!("\n## {heading}\n\n{words}\n\n| key | default | what it means |\n| --- | --- | --- |\n");
+        write!(
+            self.text,
+            "\n## {heading}\n\n{words}\n\n| key | default | what it means |\n| --- | --- | --- |\n"
+        )
+        .unwrap();
     }
 
     fn row(&mut self, key: &str, value: &str, meaning: &str) {
         assert!(!meaning.is_empty(), "{key} has no meaning");
-        self.text += &format!("| `{key}` | {value} | {} |\n", meaning.replace('|', "\\|"));
+        writeln!(self.text, "| `{key}` | {value} | {} |", meaning.replace('|', "\\|")).unwrap();
         self.rows += 1;
     }
 

@@ -347,20 +347,28 @@ impl World {
     }
 }
 
+const REASON: [&str; 2] = ["--reason", "we looked at it"];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value() {
     let mut world = World::start().await;
     world.secret("the imported value", IMPORTED);
     let one = Host::enrol(&mut world, "web-1").await;
     let two = Host::enrol(&mut world, "web-2").await;
-    let [first, second] = ["web-1", "web-2"];
     world
         .until::<Vec<HostSummary>>("both are there", &["host", "list"], |hosts| {
             hosts.len() == 2 && hosts.iter().all(|host| host.reported_at.is_some())
         })
         .await;
+    what_was_there_is_imported_and_replaced(&mut world, &one, &two).await;
+    who_is_left_is_answered_for(&mut world, &two).await;
+    a_version_is_held_and_then_forced(&mut world, &one).await;
+    a_rollout_that_cannot_end_is_stopped(&mut world, &one, &two).await;
+    let answers = a_host_and_a_credential_end(&mut world).await;
+    no_value_is_anywhere(world, &mut [one, two], &answers);
+}
 
-    // A value that was there before us.
+async fn what_was_there_is_imported_and_replaced(world: &mut World, one: &Host, two: &Host) {
     let file = world.root.join("old-password");
     std::fs::write(&file, IMPORTED).unwrap();
     let field = format!("password={}", file.display());
@@ -378,7 +386,10 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
     assert_ne!(one.password(), IMPORTED);
     assert_eq!(one.password(), two.password());
     world.secret("version 1", &one.password());
+}
 
+async fn who_is_left_is_answered_for(world: &mut World, two: &Host) {
+    let [first, second] = ["web-1", "web-2"];
     // It is held because it was imported, and then because two applications still have it.
     let why = world.reads::<Why>(&["why", "orders-db@0"]).await;
     assert!(
@@ -403,36 +414,39 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
         world.agree(arguments).await;
     }
     let id = of_zero(&holders, first).unwrap();
-    let reason = ["--reason", "we looked at it"];
-    let wrong = ["holders", "clear", "orders-db", first, "nobody", reason[0], reason[1]];
+    let wrong = ["holders", "clear", "orders-db", first, "nobody", REASON[0], REASON[1]];
     world.refuses(&wrong, Exit::Missing, "nobody").await;
-    world.does(&["holders", "clear", "orders-db", first, &id, reason[0], reason[1]]).await;
+    world.does(&["holders", "clear", "orders-db", first, &id, REASON[0], REASON[1]]).await;
     // Silent, it keeps it alive until somebody answers for it.
     two.signal(Signal::STOP);
     world
-        .refuses(&["host", "excuse", "web-3", "orders-db@0", reason[0], reason[1]], Exit::Missing, "web-3")
+        .refuses(&["host", "excuse", "web-3", "orders-db@0", REASON[0], REASON[1]], Exit::Missing, "web-3")
         .await;
     world
         .until::<HostDetail>("it is silent", &["host", "show", second], |host| {
             host.summary.phase == protocol::api::view::HostPhase::Silent
         })
         .await;
-    world.does(&["host", "excuse", second, "orders-db@0", reason[0], reason[1]]).await;
+    world.does(&["host", "excuse", second, "orders-db@0", REASON[0], REASON[1]]).await;
     world.until_ended("0").await;
     two.signal(Signal::CONT);
+}
 
+async fn a_version_is_held_and_then_forced(world: &mut World, one: &Host) {
     // Held by a word of ours; forced against the gate once it is not.
-    world.does(&["credential", "hold", "orders-db@1", reason[0], reason[1]]).await;
+    world.does(&["credential", "hold", "orders-db@1", REASON[0], REASON[1]]).await;
     world.does(&["credential", "rotate", "orders-db", "--watch", "--timeout", "80s"]).await;
     world.until_current("2").await;
     world.secret("version 2", &one.password());
-    let retire = ["credential", "retire", "orders-db@1", "--force", reason[0], reason[1]];
+    let retire = ["credential", "retire", "orders-db@1", "--force", REASON[0], REASON[1]];
     world.refuses(&retire[..3], Exit::Usage, "--force").await;
     world.refuses(&retire, Exit::Refused, "held").await;
     world.does(&["credential", "unhold", "orders-db@1"]).await;
     world.does(&retire).await;
     world.until_ended("1").await;
+}
 
+async fn a_rollout_that_cannot_end_is_stopped(world: &mut World, one: &Host, two: &Host) {
     // A rollout that cannot end: unfinished for who watches not long enough, stopped for who sees it halted.
     one.signal(Signal::STOP);
     two.signal(Signal::STOP);
@@ -446,17 +460,20 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
             detail.pending_wish.is_some()
         })
         .await;
-    world.does(&["rollout", "halt", "orders-db", reason[0], reason[1]]).await;
+    world.does(&["rollout", "halt", "orders-db", REASON[0], REASON[1]]).await;
     let (exit, said) = world.ends(watching).await;
     assert_eq!(exit, Exit::Stopped, "{said}");
-    world.does(&["rollout", "abort", "orders-db", reason[0], reason[1]]).await;
+    world.does(&["rollout", "abort", "orders-db", REASON[0], REASON[1]]).await;
     one.signal(Signal::CONT);
+}
 
+async fn a_host_and_a_credential_end(world: &mut World) -> String {
+    let [first, second] = ["web-1", "web-2"];
     // Gone for good; and a credential whose resource is gone too.
-    world.does(&["host", "retire", second, reason[0], reason[1]]).await;
+    world.does(&["host", "retire", second, REASON[0], REASON[1]]).await;
     let retired = world.reads::<HostDetail>(&["host", "show", second]).await;
     assert_eq!(retired.summary.phase, protocol::api::view::HostPhase::Retired);
-    let delete = ["credential", "delete", "orders-db", reason[0], reason[1]];
+    let delete = ["credential", "delete", "orders-db", REASON[0], REASON[1]];
     world.refuses(&delete, Exit::Refused, "resource").await;
     let answers = world.answers(first).await;
 
@@ -479,14 +496,16 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
         .await;
     world.does(&delete).await;
     world.until::<Status>("nothing waits", &["status"], |_| true).await;
-
-    no_value_is_anywhere(world, &mut [one, two], &answers).await;
+    answers
 }
 
 /// What a panic says of a value that it has in hand: formatted, or as the error of an `unwrap`.
 #[test]
 fn a_panic_with_a_value_in_hand_says_nothing_of_it() {
     use base64::Engine as _;
+    fn refused<T>(value: T) -> Result<(), T> {
+        Err(value)
+    }
     let canaries = Canaries::new([("the value", IMPORTED)]).unwrap();
     let value = || store::Value::new(IMPORTED.as_bytes().to_vec());
     let staged = || protocol::seal::Value::new(IMPORTED.as_bytes().to_vec());
@@ -496,11 +515,11 @@ fn a_panic_with_a_value_in_hand_says_nothing_of_it() {
     };
     let panics: [&(dyn Fn() + std::panic::RefUnwindSafe); 6] = [
         &|| panic!("cannot take {:?}", value()),
-        &|| Err::<(), _>(value()).unwrap(),
+        &|| refused(value()).unwrap(),
         &|| panic!("cannot take {:#?}", staged()),
-        &|| Err::<(), _>(staged()).unwrap(),
+        &|| refused(staged()).unwrap(),
         &|| panic!("cannot take {:#?}", import()),
-        &|| Err::<(), _>(import()).unwrap(),
+        &|| refused(import()).unwrap(),
     ];
     for panics in panics {
         let said = std::panic::catch_unwind(panics).unwrap_err();
@@ -513,7 +532,7 @@ fn a_panic_with_a_value_in_hand_says_nothing_of_it() {
 }
 
 /// Looks through everything that was written and said, and through what a crash leaves.
-async fn no_value_is_anywhere(mut world: World, hosts: &mut [Host], answers: &str) {
+fn no_value_is_anywhere(mut world: World, hosts: &mut [Host], answers: &str) {
     let canaries = Canaries::new(world.secrets.iter()).unwrap();
     // Values are where they belong: in sets, at the place, in what was imported from.
     let mut except: Vec<PathBuf> = vec![world.root.join("old-password")];
@@ -542,6 +561,6 @@ async fn no_value_is_anywhere(mut world: World, hosts: &mut [Host], answers: &st
     {
         assert_eq!(canaries.in_bytes(place, text), []);
     }
-    let mut lines = BufReader::new(File::open(&world.control.log.with_extension("err")).unwrap()).lines();
+    let mut lines = BufReader::new(File::open(world.control.log.with_extension("err")).unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().contains("DEBUG")), "the logs were not at their most talkative");
 }

@@ -16,7 +16,7 @@ use transport::{Names, Trust, client_config};
 use world::World;
 
 /// The limits of the listener are ten seconds for a handshake and for headers, thirty for a request.
-const CLOSED_BY: Duration = Duration::from_secs(60);
+const CLOSED_BY: Duration = Duration::from_mins(1);
 
 async fn plain(world: &World) -> TcpStream {
     TcpStream::connect(world.ready.listen).await.unwrap()

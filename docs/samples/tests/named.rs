@@ -14,7 +14,7 @@ fn named(text: &str) -> Vec<(&str, &str)> {
     let mut named = Vec::new();
     for words in quoted {
         if let Some((path, name)) = words.rsplit_once("::")
-            && path.ends_with(".rs")
+            && Path::new(path).extension().is_some_and(|extension| extension == "rs")
         {
             named.push((path, name));
         }

@@ -157,16 +157,13 @@ fn json(text: &str) -> String {
 
 /// The same with nothing but ASCII.
 fn ascii_json(text: &str) -> String {
-    let mut ascii = String::new();
-    for character in json(text).chars() {
+    let ascii = |character: char| {
         if character.is_ascii() {
-            ascii.push(character);
-        } else {
-            let mut units = [0; 2];
-            for unit in character.encode_utf16(&mut units) {
-                ascii.push_str(&format!("\\u{unit:04x}"));
-            }
+            return character.to_string();
         }
-    }
-    ascii
+        let mut units = [0; 2];
+        let escaped = character.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}"));
+        escaped.collect::<Vec<_>>().concat()
+    };
+    json(text).chars().map(ascii).collect()
 }

@@ -62,7 +62,7 @@ fn base64_standard() -> String {
 }
 
 fn base64(bytes: &[u8], alphabet: &str) -> String {
-    let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
+    let bits = bytes.iter().map(|byte| format!("{byte:08b}")).collect::<Vec<_>>().concat();
     let sextets = bits.as_bytes().chunks(6).map(|sextet| {
         let digits = format!("{:0<6}", std::str::from_utf8(sextet).unwrap());
         char::from(alphabet.as_bytes()[usize::from_str_radix(&digits, 2).unwrap()])
@@ -163,15 +163,18 @@ fn in_a_log() {
     for (encoding, plant) in plants() {
         for json in [false, true] {
             for as_debug in [false, true] {
-                let log = Log(Default::default());
+                let log = Log(std::sync::Arc::default());
                 let writer = log.clone();
                 let fmt = tracing_subscriber::fmt().with_writer(move || writer.clone());
                 let subscriber: Box<dyn tracing::Subscriber + Send + Sync> =
                     if json { Box::new(fmt.json().finish()) } else { Box::new(fmt.finish()) };
                 let plant = text(&plant);
-                tracing::subscriber::with_default(subscriber, || match as_debug {
-                    true => tracing::warn!(answer = ?plant, "failed to log in"),
-                    false => tracing::warn!("failed to log in: {plant}"),
+                tracing::subscriber::with_default(subscriber, || {
+                    if as_debug {
+                        tracing::warn!(answer = ?plant, "failed to log in");
+                    } else {
+                        tracing::warn!("failed to log in: {plant}");
+                    }
                 });
                 let log = log.0.lock().unwrap().clone();
                 assert_found("a log", encoding, &canaries().in_bytes("log", log));
@@ -294,6 +297,10 @@ fn child(what: &str, directory: &Path) -> (Child, BufReader<std::process::ChildS
     (child, output)
 }
 
+fn refused<T>(value: T) -> Result<(), T> {
+    Err(value)
+}
+
 /// Not a test of its own.
 #[test]
 #[ignore = "run by the tests below"]
@@ -312,7 +319,7 @@ fn what_the_children_do() {
             let all: Vec<_> = plants.iter().map(|plant| text(plant)).collect();
             for plant in &all {
                 let _ = std::panic::catch_unwind(|| panic!("cannot parse {plant}"));
-                let _ = std::panic::catch_unwind(|| Err::<(), _>(plant).unwrap());
+                let _ = std::panic::catch_unwind(|| refused(plant).unwrap());
             }
         }
         "abort" => {

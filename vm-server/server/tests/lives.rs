@@ -3,7 +3,7 @@
 
 mod world;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 
@@ -264,7 +264,6 @@ async fn nobody_of_the_same_user_may_look_into_its_memory() {
     let mut server = Server::start_with(&mut command);
     server.line_with("eso-vm-applier enroll").await;
     // What is not dumpable belongs to root in /proc, whoever runs it.
-    use std::os::unix::fs::MetadataExt as _;
     let found = std::fs::metadata(format!("/proc/{}/mem", server.id())).unwrap();
     assert_eq!((found.uid(), found.gid()), (0, 0));
     server.kill();

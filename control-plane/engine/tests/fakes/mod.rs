@@ -452,11 +452,6 @@ impl FakeHost {
         self.report(vec![])
     }
 
-    /// A report that refuses what may never have been ordered.
-    pub fn report_with(&mut self, receipts: Vec<Receipt>) -> Frame {
-        self.report(receipts)
-    }
-
     /// A report of another host, signed by this one.
     pub fn report_in_the_name_of(&mut self, other: HostId) -> Frame {
         let own = std::mem::replace(&mut self.id, other);
@@ -571,7 +566,8 @@ impl FakeHost {
         self.sets.iter().map(|(set, state)| (set.clone(), snapshot(state))).collect()
     }
 
-    fn report(&mut self, receipts: Vec<Receipt>) -> Frame {
+    /// The whole report, with receipts of what may never have been ordered.
+    pub fn report(&mut self, receipts: Vec<Receipt>) -> Frame {
         self.sequence += 1;
         let snapshots = self.snapshots();
         self.reported = Some(snapshots.clone());
