@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use fleet::{Fleet, HostAddress, Settings};
 use lifecycle::OrderKind;
 use protocol::Frame;
@@ -81,6 +82,14 @@ impl Pair {
     pub async fn push(&mut self) -> anyhow::Result<(Vec<Frame>, Frame)> {
         let round = self.next();
         self.push_by(&self.fleet, round).await
+    }
+
+    /// Pushes one order; gives what was sent, and how long the answer was.
+    pub async fn push_one(&self, round: u32, kind: OrderKind) -> anyhow::Result<(Bytes, usize)> {
+        let frame = self.order(round, kind)?;
+        let answer = self.fleet.push(&self.address, std::slice::from_ref(&frame)).await?;
+        accepted(&answer)?;
+        Ok((Bytes::from(frame.to_bytes()), answer.to_bytes().len()))
     }
 
     /// The same over this fleet.

@@ -11,7 +11,7 @@ use crate::bare::exchange::{BareConnection, BareServer};
 use crate::desk::FILES;
 use crate::figure::{Aim, Figure};
 use crate::figures::Scale;
-use crate::figures::apply::{BarePlace, RECORD_BYTES};
+use crate::figures::apply::{BarePlace, QUIET, RECORD_BYTES};
 use crate::figures::pair::{Pair, new_fleet, runtime};
 use crate::network_half::accepted;
 use crate::samples::{Samples, progress};
@@ -43,11 +43,12 @@ async fn measure(
 ) -> anyhow::Result<Vec<Figure>> {
     let mut pair = Pair::start().await?;
     let mut bare = Bare::start(&pair).await?;
-    let (warm, rounds) = (scale.of(20, 1), scale.of(300, 4));
+    let (warm, rounds) = (scale.of(10, 1), scale.of(150, 4));
     let (mut ours, mut floor) = (Samples::default(), Samples::default());
     let bar = progress(name, rounds);
     for count in 0..warm + rounds {
         let round = pair.next();
+        tokio::time::sleep(QUIET).await;
         let began = Instant::now();
         let fleet: Fleet = match connection {
             Connection::Open => pair.fleet.clone(),

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::bare::exchange::BareServer;
 use crate::figure::{Aim, Figure};
 use crate::figures::Scale;
+use crate::figures::apply::{orders, sealed};
 use crate::figures::pair::{Pair, runtime};
 use crate::network_half::accepted;
 use crate::process;
@@ -38,14 +37,19 @@ pub fn measure_memory(scale: Scale) -> anyhow::Result<Vec<Figure>> {
         let bare = BareServer::start()?;
         let mut open = bare.connect().await?;
         let bar = progress("memory", pushes);
-        for _ in 0..pushes {
-            let (frames, answer) = pair.push().await?;
-            let round = accepted(&answer)?.sets.len();
-            anyhow::ensure!(round == 1, "the host reports {round} sets");
-            pair.tidy_newest().await?;
-            let body = Bytes::from(protocol::Frame::join(&frames));
-            open.exchange(body, answer.to_bytes().len()).await?;
-            bar.inc(1);
+        let mut done = 0;
+        while done < pushes {
+            // Three of them: deliver, make current, have the version before gone.
+            let round = pair.next();
+            let (stage, flip) = orders(round);
+            let mut kinds = vec![stage, flip];
+            kinds.extend((round > 1).then(|| sealed(round - 1)));
+            for kind in kinds {
+                let (body, wanted) = pair.push_one(round, kind).await?;
+                open.exchange(body, wanted).await?;
+                done += 1;
+                bar.inc(1);
+            }
         }
         bar.finish_and_clear();
         let ours = [pair.server.memory()?, pair.applier.memory()?];

@@ -151,7 +151,7 @@ impl World {
                 EffectKind::Sample { .. } => Event::Sampled { effect: id, sessions: Some(0) },
                 EffectKind::EndSessions { .. } => Event::SessionsEnded { effect: id, outcome: done },
                 EffectKind::Revoke { .. } => Event::Revoked { effect: id, outcome: done },
-                EffectKind::Sweep => Event::Swept { effect: id, found: Some(BTreeMap::new()) },
+                EffectKind::Sweep => Event::Swept { effect: id, found: Some([].into()) },
                 EffectKind::Send { target, order, .. } => {
                     self.at_host(&target, |host, now| host.order(now, order))?
                 }
