@@ -12,6 +12,9 @@ use eso_vm_applier::{Keeper, enroll, run};
 use host_policy::HostPolicy;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Applies what the control plane orders, as far as this host's policy allows it.
 #[derive(Parser)]
@@ -72,14 +75,7 @@ fn main() -> ExitCode {
         };
     }
     let arguments = Arguments::parse();
-    let format = tracing_subscriber::fmt()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("ESO_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        );
-    format.init();
+    start_log();
     match carry_out(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -94,6 +90,17 @@ fn keep_memory_private() -> anyhow::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
         .context("failed to forbid core dumps")
+}
+
+/// To standard error, which a supervisor keeps. `ESO_LOG=debug` says more; `ESO_LOG=info,eso_vm_applier=debug` says it
+/// of our own parts only.
+fn start_log() {
+    let said = std::env::var("ESO_LOG").ok().and_then(|said| said.parse().ok());
+    let said = said.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines).with(said).init();
 }
 
 fn carry_out(arguments: Arguments) -> anyhow::Result<()> {

@@ -315,7 +315,7 @@ impl Set {
                 self.note_flip(version);
                 self.places_due = true;
                 // Who runs now is written down before anybody is restarted.
-                tools.recheck = true;
+                tools.recheck |= self.policy.as_ref().is_some_and(|policy| !policy.consumers.is_empty());
                 HostEvent::Flipped { version }
             }
             Err(error) => HostEvent::FlipFailed { version, message: error.to_string() },
