@@ -521,9 +521,16 @@ impl Set {
         self.unkept || self.unstarted.is_some() || !self.deferred.is_empty()
     }
 
-    /// Whether consumers have to be looked at: somebody could hold a version that is not the current one.
+    /// Whether consumers have to be looked at: somebody whom we could see could hold a version that is not the current
+    /// one, or its seal waits for something.
     pub(crate) fn has_old_versions(&self) -> bool {
-        !self.machine().left_behind().is_empty()
+        let evidence = &self.record.evidence;
+        let old = self.machine().left_behind();
+        let is_used = || self.policy.as_ref().is_none_or(|policy| !policy.consumers.is_empty());
+        let could_see = || evidence.kind() == Evidence::Kernel || is_used();
+        let waits =
+            || self.machine().has_open_seals() || old.iter().any(|version| !evidence.is_free(*version));
+        !old.is_empty() && (could_see() || waits())
     }
 }
 
