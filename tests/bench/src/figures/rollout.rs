@@ -18,7 +18,7 @@ use crate::bare::exchange::{BareClient, BareConnection};
 use crate::desk::{Desk, SET, set, version};
 use crate::figure::{Aim, Figure};
 use crate::figures::Scale;
-use crate::figures::apply::{orders, sealed};
+use crate::figures::apply::orders;
 use crate::process;
 use crate::samples::{Samples, progress};
 
@@ -123,12 +123,12 @@ impl Ours {
         Ok(self.summary()?.is_none_or(|summary| summary.rolling.is_some()))
     }
 
-    /// Only this version is alive.
+    /// Everybody is on this version. The old ones stay through their grace time: how they end is not measured here.
     fn until_settled(&self, wanted: Version) -> anyhow::Result<()> {
-        self.control.until(PATIENCE, &format!("only {wanted} is alive"), |_| {
+        self.control.until(PATIENCE, &format!("{wanted} is adopted by all"), |_| {
             let Some(summary) = self.summary()? else { return Ok(false) };
             let settled = summary.current == Some(wanted) && summary.rolling.is_none();
-            Ok(settled && summary.live_versions == 1 && summary.adopted == summary.targets)
+            Ok(settled && summary.adopted == summary.targets)
         })
     }
 }
@@ -155,8 +155,8 @@ spec:
   policy:
     wave: {hosts}
     flipIn: {}ms
-    grace: 0s
-    tail: 0s
+    grace: 1h
+    liveVersionsMax: 16
 ",
         lead.as_millis()
     )
@@ -245,9 +245,6 @@ impl Bare {
         let began = Instant::now();
         self.all(move |_| OrderKind::Adopt { version: version(round) }).await?;
         let adopted = began.elapsed();
-        if round > 1 {
-            self.all(move |_| sealed(round - 1)).await?;
-        }
         Ok(staged + adopted)
     }
 
