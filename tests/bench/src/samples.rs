@@ -50,11 +50,9 @@ impl Samples {
     }
 }
 
-impl FromIterator<Duration> for Samples {
-    fn from_iter<I: IntoIterator<Item = Duration>>(times: I) -> Self {
-        let mut samples = Self::default();
-        times.into_iter().for_each(|time| samples.push(time));
-        samples
+impl Extend<Duration> for Samples {
+    fn extend<I: IntoIterator<Item = Duration>>(&mut self, times: I) {
+        self.0.extend(times.into_iter().map(|time| time.as_secs_f64()));
     }
 }
 

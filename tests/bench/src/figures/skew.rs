@@ -14,7 +14,7 @@ use protocol::enrol::RegisteredKeys;
 use crate::desk::{Desk, version};
 use crate::figure::{Aim, Figure};
 use crate::figures::Scale;
-use crate::figures::apply::{orders, sealed};
+use crate::figures::apply::orders;
 use crate::host::Host;
 use crate::network_half::{self, NetworkHalf};
 use crate::process::{self, Running};
@@ -47,8 +47,8 @@ pub fn measure(scale: Scale) -> anyhow::Result<Vec<Figure>> {
         let apart = flip_hosts(&desk, &mut ours, round)?;
         let bare = flip_timers(&mut timers, round)?;
         if counts {
-            apart.into_iter().for_each(|time| skew.push(time));
-            bare.into_iter().for_each(|time| floor.push(time));
+            skew.extend(apart);
+            floor.extend(bare);
             bar.inc(1);
         }
     }
@@ -102,9 +102,6 @@ impl Flipping {
 fn flip_hosts(desk: &Desk, hosts: &mut [Flipping], round: u32) -> anyhow::Result<Vec<Duration>> {
     for host in hosts.iter_mut() {
         host.order(desk, round, orders(round).0)?;
-        if round > 2 {
-            host.order(desk, round, sealed(round - 2))?;
-        }
     }
     let at = UnixMillis::now().plus_ms(u64::try_from(LEAD.as_millis())?);
     for host in hosts.iter_mut() {

@@ -103,7 +103,7 @@ impl World {
         let effects = self.state.apply(Input { now: self.now, fresh }, event)?;
         self.measured.push(began.elapsed());
         drop(effects);
-        if self.measured.len() % WRITTEN_EVERY == 0 {
+        if self.measured.len().is_multiple_of(WRITTEN_EVERY) {
             let began = Instant::now();
             let text = serde_json::to_string(&self.state)?;
             self.written.push(began.elapsed());
