@@ -42,6 +42,12 @@ pub struct SetReport {
     pub generation: Option<Generation>,
     /// Versions whose files lie whole on the target, each with the effect that minted it.
     pub present: BTreeMap<Version, EffectId>,
+    /// Every version that was ever staged there and is not gone, with the effect that minted it.
+    #[serde(default)]
+    pub known: BTreeMap<Version, EffectId>,
+    /// The target's own policy admits the set.
+    #[serde(default)]
+    pub in_policy: bool,
     /// The version that will become current at an agreed instant.
     pub armed: Option<Version>,
     /// Versions to which the target may still flip by an order it has accepted (armed, or an `activate` under

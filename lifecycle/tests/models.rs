@@ -18,7 +18,7 @@ use lifecycle::credential::{
 use lifecycle::host::HostEvent;
 use lifecycle::{EffectId, Epoch, Millis, Order, OrderKind, SetReport, Version};
 use stateright::{Checker, Model, Property};
-use world::{Host, Role, World, h, v};
+use world::{FIRST, Host, Role, World, h, v};
 
 const TIME_MAX: Duration = Duration::from_mins(1);
 const STATES_MAX: usize = 400_000;
@@ -178,7 +178,7 @@ impl State {
             }
             EffectKind::Sweep => {
                 let alive = self.roles.iter().filter(|(_, role)| **role == Role::Alive);
-                Event::Swept { effect: id, found: Some(alive.map(|(id, _)| *id).collect()) }
+                Event::Swept { effect: id, found: Some(alive.map(|(id, _)| (*id, FIRST)).collect()) }
             }
             EffectKind::Send { .. } | EffectKind::Ask { .. } | EffectKind::Audit { .. } => return None,
         })

@@ -1,6 +1,6 @@
 //! Carrying effects out at backends. Each may be carried out twice: what was done already is found done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backends::{Failure, Generator, Mark, Retiring, SecretValue};
@@ -43,7 +43,12 @@ pub(crate) struct Job {
 /// Carries it out and tells the loop. A process that dies on the way carries it out again.
 pub(crate) async fn carry_out(means: Arc<Means>, job: Job) {
     let (name, effect, word) = (job.name.clone(), job.effect.id, word(&job.effect.kind));
-    let event = job.run(&means).await.map(Box::new);
+    let steps = means.store.steps();
+    if steps.twice() {
+        // What came of the first time is lost, as when the process dies before it is committed.
+        drop(job.run(&means).await);
+    }
+    let event = if steps.fails(word) { None } else { job.run(&means).await.map(Box::new) };
     means.metrics.effect(word, event.as_deref().map_or("again", outcome_word));
     if !means.store.steps().reached(word) {
         return;
@@ -225,15 +230,15 @@ impl Job {
         }
     }
 
-    async fn sweep(&self, means: &Means) -> Option<BTreeSet<EffectId>> {
-        let Some(generator) = self.equipment.generator() else { return Some(BTreeSet::new()) };
+    async fn sweep(&self, means: &Means) -> Option<BTreeMap<EffectId, Epoch>> {
+        let Some(generator) = self.equipment.generator() else { return Some(BTreeMap::new()) };
         let own: BTreeSet<EffectId> = means.store.values_of(&self.name).await.ok()?.into_iter().collect();
         let marked = generator.orphans(&means.installation).await.ok()?;
-        let effects = marked.into_iter().map(|marked| marked.mark.effect);
+        let effects = marked.into_iter().map(|marked| (marked.mark.effect, marked.mark.epoch));
         Some(
             effects
-                .filter(|effect| !self.foreign.contains(effect))
-                .filter(|effect| self.adopts_unknown || own.contains(effect))
+                .filter(|(effect, _)| !self.foreign.contains(effect))
+                .filter(|(effect, _)| self.adopts_unknown || own.contains(effect))
                 .collect(),
         )
     }

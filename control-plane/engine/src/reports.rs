@@ -190,10 +190,10 @@ impl World {
     }
 
     fn acknowledge(&self, id: HostId, verified: &VerifiedReport) -> Result<Frame, HandleError> {
-        let sets = verified.report().sets.keys();
+        let (sets, target) = (verified.report().sets.keys(), id.target());
         let dead = sets.filter_map(|set| {
             let owned = self.sets.get(set).and_then(|name| self.owned.get(name))?;
-            Some((set.clone(), owned.dead()))
+            Some((set.clone(), owned.dead(&target)))
         });
         let ack = protocol::ack::Ack {
             installation: self.installation,

@@ -117,9 +117,9 @@ impl Owned {
         self.kept.state.versions().last().map(|view| view.minted_by)
     }
 
-    pub(crate) fn dead(&self) -> BTreeSet<Version> {
-        let dead = self.kept.state.versions().filter(|view| view.phase.is_dead());
-        protocol::order::newest_dead(&dead.map(|view| view.version).collect())
+    /// The dead versions that a target is to be told of.
+    pub(crate) fn dead(&self, target: &TargetId) -> BTreeSet<Version> {
+        protocol::order::newest_dead(&self.kept.state.dead_on(target))
     }
 }
 

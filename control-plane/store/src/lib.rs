@@ -223,6 +223,10 @@ impl Store {
         job: impl FnOnce(&mut Database) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.run(what, move |database| {
+            if database.steps.fails(what) {
+                let (path, why) = (database.path.to_path_buf(), "the failpoint says so".to_owned());
+                return Err(Failure::Said(StoreError::Database { what, path, why }));
+            }
             let began = database.connection.execute_batch("BEGIN IMMEDIATE");
             began?;
             let result = job(database);

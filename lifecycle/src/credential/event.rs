@@ -1,6 +1,6 @@
 //! What can happen to a credential.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -164,8 +164,9 @@ pub enum Event {
     Swept {
         /// The effect.
         effect: EffectId,
-        /// The effects that the marks name; none when the backend could not be asked.
-        found: Option<BTreeSet<EffectId>>,
+        /// The effects that the marks name, and the life of the store that made each; none when the backend could not
+        /// be asked.
+        found: Option<BTreeMap<EffectId, Epoch>>,
     },
 
     // What targets say.

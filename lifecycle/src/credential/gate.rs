@@ -248,7 +248,10 @@ impl<'a> Look<'a> {
     /// Whether another version may stand in for this one.
     fn qualifies(&self, other: Version) -> bool {
         let versions = &self.credential.versions;
-        let lasts = |kept: &Kept| kept.verified && kept.aborted.is_none() && !kept.phase.is_dead();
+        let lasts = |kept: &Kept| {
+            let sealed = kept.phase.is_dead() || kept.sealed_before;
+            kept.verified && !kept.refused && kept.aborted.is_none() && !sealed
+        };
         let later = other > self.version || self.kept.aborted.is_some();
         versions.get(&other).is_some_and(|kept| {
             // One that is still rolling may be aborted, so there must be yet another to return to.
@@ -427,6 +430,10 @@ fn grace(look: &Look<'_>, tell: &mut Tell<'_>) {
 fn no_hold(look: &Look<'_>, tell: &mut Tell<'_>) {
     for by in look.kept.holds.iter().chain(&look.kept.epoch_hold) {
         tell.say(None, || format!("held by {by}"));
+    }
+    // What this life of the store minted and forgot, or another life that has its number, may be in use by it.
+    if let Some(epoch) = look.kept.swept_of.filter(|epoch| epoch.counter >= look.credential.epoch.counter) {
+        tell.say(None, || format!("its mark is of epoch {}, which has not ended", epoch.counter));
     }
     if look.credential.orphaned && !look.credential.deleted {
         tell.say(None, || "the resource vanished; nothing is retired until it is back or deleted".into());

@@ -13,6 +13,7 @@
 pub mod effect;
 pub mod event;
 mod gate;
+mod numbers;
 mod orders;
 mod outbox;
 pub mod policy;
@@ -52,6 +53,9 @@ pub struct Credential {
     targets: BTreeMap<TargetId, Target>,
     rollout: Option<Rollout>,
     wish: Option<Wish>,
+    /// Somebody said that the active version is in foreign hands, and no rollout has begun since.
+    #[serde(default)]
+    hurry: bool,
     outbox: BTreeMap<EffectId, Pending>,
     orphaned: bool,
     deleted: bool,
@@ -83,6 +87,7 @@ impl Credential {
             targets: BTreeMap::new(),
             rollout: None,
             wish: None,
+            hurry: false,
             outbox: BTreeMap::new(),
             orphaned: false,
             deleted: false,

@@ -24,11 +24,12 @@ impl Credential {
             return;
         }
         let mut targets = std::mem::take(&mut self.targets);
-        let mut permits = self.policy.wave.max(1).saturating_sub(permits_in_use(&targets));
+        let mut permits = self.policy.wave.max(1).saturating_sub(self.permits_in_use(&targets, turn));
         let mut wanted = BTreeMap::new();
         let mut unchecked = BTreeSet::new();
         for (id, target) in &mut targets {
             let plan = self.plan(id, target, turn, &mut permits);
+            let plan = plan.filter(|(version, _)| !target.means_another_by(*version));
             let orders = self.orders_for(target, plan, &mut unchecked, turn);
             if !orders.is_empty() {
                 wanted.insert(id.clone(), orders);
@@ -211,7 +212,25 @@ impl Credential {
                 target.flips.insert(version, wanted.order.generation);
             }
         }
-        orders
+        let write = |wanted: Wanted| Wanted { order: target.write(wanted.order), ..wanted };
+        orders.into_iter().map(write).collect()
+    }
+
+    /// Targets that may be restarting or reloading consumers right now, one that fell silent over it included until
+    /// nobody waits for it any more.
+    fn permits_in_use(&self, targets: &BTreeMap<TargetId, Target>, turn: &mut Turn) -> u32 {
+        let busy = targets.values().filter(|t| {
+            let adopts = |i: &Intent| {
+                i.course == Course::Adopt
+                    && t.current() == Some(i.version)
+                    && !t.done_with(i.version)
+                    && !t.left(i.version)
+            };
+            !t.retired
+                && t.intent.as_ref().is_some_and(adopts)
+                && (t.connected || !turn.reached(t.since.plus(self.policy.barrier_ms)))
+        });
+        u32::try_from(busy.count()).unwrap_or(u32::MAX)
     }
 
     /// Calls off what an earlier intent could still bring, where nothing newer was ever accepted.
@@ -393,21 +412,6 @@ fn stand_down(target: &Target) -> Option<(Version, Course)> {
     let forward = intent.course.is_forward() || intent.course == Course::Disarm;
     (pending && forward && target.current() != Some(intent.version))
         .then_some((intent.version, Course::Disarm))
-}
-
-/// Targets that are restarting or reloading consumers right now.
-fn permits_in_use(targets: &BTreeMap<TargetId, Target>) -> u32 {
-    let busy = targets.values().filter(|t| {
-        !t.retired
-            && t.connected
-            && t.intent.as_ref().is_some_and(|i| {
-                i.course == Course::Adopt
-                    && t.current() == Some(i.version)
-                    && !t.done_with(i.version)
-                    && !t.left(i.version)
-            })
-    });
-    u32::try_from(busy.count()).unwrap_or(u32::MAX)
 }
 
 /// The span to an armed instant shrinks with every look; the instant itself is compared beside the order.

@@ -3,7 +3,7 @@
 use super::Credential;
 use super::effect::{Effect, EffectKind};
 use super::event::Outcome;
-use super::state::Pending;
+use super::state::{Kept, Pending, Phase};
 use super::step::Turn;
 use crate::id::{EffectId, Millis};
 
@@ -57,7 +57,7 @@ impl Credential {
 
     pub(crate) fn may_go(&self, effect: &Effect) -> bool {
         if !self.is_starting() {
-            return true;
+            return self.may_replace(effect);
         }
         // What only asks may go at once; all else waits for the targets.
         matches!(
@@ -69,16 +69,22 @@ impl Credential {
         )
     }
 
+    /// A mint that ends a version goes only while that version has passed its gate since the last start.
+    fn may_replace(&self, effect: &Effect) -> bool {
+        let EffectKind::Mint { replaces: Some(replaced), .. } = &effect.kind else { return true };
+        let waits = |kept: &Kept| !kept.phase.is_ended() && kept.phase != Phase::Retiring;
+        !self.versions.values().any(|kept| kept.minted_by == *replaced && waits(kept))
+    }
+
     /// Everything that may go and was not handed out since the last start.
     pub(crate) fn hand_out(&mut self, mut turn: Turn) -> Vec<Effect> {
-        let starting = self.is_starting();
         let mut effects = turn.audit_effects();
         let mut outbox = std::mem::take(&mut self.outbox);
         for pending in outbox.values_mut() {
             if pending.handed_out || pending.again.is_some() {
                 continue;
             }
-            if starting && !self.may_go(&pending.effect) {
+            if !self.may_go(&pending.effect) {
                 continue;
             }
             pending.handed_out = true;

@@ -36,13 +36,14 @@ impl Credential {
             return false;
         }
         let Some(wish) = self.wish.clone() else { return false };
-        if wish.is_compromise() && self.rollout.as_ref().is_some_and(|r| r.halted.is_some()) {
+        if self.hurry && self.rollout.as_ref().is_some_and(|r| r.halted.is_some()) {
             self.abort("a compromised version must be replaced", turn);
         }
-        if self.rollout.is_some() || !self.has_room(&wish) {
+        if self.rollout.is_some() || !self.has_room() {
             return false;
         }
         self.wish = None;
+        self.hurry = false;
         self.stuck = None;
         for target in self.targets.values_mut() {
             target.barred = false;
@@ -72,20 +73,21 @@ impl Credential {
         true
     }
 
-    fn has_room(&self, wish: &Wish) -> bool {
+    fn has_room(&self) -> bool {
         match self.policy.overlap {
-            Overlap::Versions => wish.is_compromise() || self.live() < self.policy.live_versions_max as usize,
+            Overlap::Versions => self.hurry || self.live() < self.policy.live_versions_max as usize,
             // The older of the pair passes its gate before the mint.
             Overlap::Pair | Overlap::None => true,
         }
     }
 
+    /// Whether a version that comes now finds no other to return to.
+    pub(crate) fn is_first(&self) -> bool {
+        self.active.is_none() && self.versions.values().all(|kept| kept.aborted.is_some())
+    }
+
     fn minted_version(&self, phase: Phase, value: EffectId, turn: &Turn) -> Kept {
-        Kept {
-            first: self.active.is_none() && self.versions.values().all(|kept| kept.aborted.is_some()),
-            minted: phase != Phase::Minting,
-            ..Kept::new(phase, value, turn.now)
-        }
+        Kept { first: self.is_first(), minted: phase != Phase::Minting, ..Kept::new(phase, value, turn.now) }
     }
 
     pub(crate) fn begin_mint(&mut self, replaces: Option<EffectId>, turn: &mut Turn) {
@@ -99,14 +101,22 @@ impl Credential {
         }
     }
 
-    /// The version that a pair's next mint ends: alive and not the active one.
+    /// The version whose end a pair's next mint waits for: alive and not the active one.
     pub(crate) fn pair_waits_for(&self) -> Option<Version> {
-        let waits = self.rollout.as_ref().is_some_and(|r| r.stage == Stage::AwaitGate);
-        if self.policy.overlap != Overlap::Pair || !waits {
+        if self.policy.overlap != Overlap::Pair {
             return None;
         }
-        let alive = self.versions.iter().filter(|(_, kept)| !kept.phase.is_ended());
-        alive.map(|(version, _)| *version).find(|version| Some(*version) != self.active)
+        let mut alive = self.versions.iter().filter(|(_, kept)| !kept.phase.is_ended());
+        if self.rollout.as_ref().is_some_and(|r| r.stage == Stage::AwaitGate) {
+            return alive.map(|(version, _)| *version).find(|version| Some(*version) != self.active);
+        }
+        // A start came between the gate and the mint: the gate is passed once more.
+        let version = alive.find(|(_, kept)| self.is_replaced_by_open_mint(kept.minted_by));
+        version.filter(|(_, kept)| kept.phase != Phase::Retiring).map(|(version, _)| *version)
+    }
+
+    pub(crate) fn is_replaced_by_open_mint(&self, minted_by: EffectId) -> bool {
+        self.has_open(|kind| matches!(kind, EffectKind::Mint { replaces: Some(by), .. } if *by == minted_by))
     }
 
     pub(crate) fn advance_rollout(&mut self, turn: &mut Turn) -> bool {
@@ -162,20 +172,26 @@ impl Credential {
         }
     }
 
-    /// Targets that take part: selected, or with something of the credential that is still served.
+    /// Targets that take part: selected, or with something of the credential that is still served; and that can have
+    /// the version at all.
     pub(crate) fn participants(&self) -> impl Iterator<Item = (&TargetId, &Target)> {
-        self.targets.iter().filter(|(_, t)| takes_part(t))
+        let rolling = self.rolling();
+        let can_have = move |t: &Target| rolling.is_none_or(|version| !t.means_another_by(version));
+        self.targets.iter().filter(move |(_, t)| takes_part(t) && can_have(t))
     }
 
     /// Whether nobody waits for the target any more; it catches up when it returns.
     fn is_missing(&self, target: &Target, turn: &mut Turn) -> bool {
-        !target.connected && turn.reached(target.since.plus(self.policy.barrier_ms))
+        let urgent = self.rollout.as_ref().is_some_and(|r| r.urgent);
+        let patience = if urgent { Millis(0) } else { self.policy.barrier_ms };
+        !target.connected && turn.reached(target.since.plus(patience))
     }
 
     fn leave_staging(&mut self, version: Version, turn: &mut Turn) -> bool {
         let Some(rollout) = &self.rollout else { return false };
-        let staged: BTreeSet<TargetId> =
-            self.participants().filter(|(_, t)| is_staged(t, version)).map(|(id, _)| id.clone()).collect();
+        // Who has fallen silent can try nothing.
+        let staged = self.participants().filter(|(_, t)| is_staged(t, version) && !self.is_missing(t, turn));
+        let staged: BTreeSet<TargetId> = staged.map(|(id, _)| id.clone()).collect();
         let nobody = self.participants().next().is_none();
         let barrier = if rollout.urgent { Millis(0) } else { self.policy.barrier_ms };
         let over = turn.reached(rollout.since.plus(barrier));

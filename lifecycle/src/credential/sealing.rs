@@ -10,6 +10,9 @@ use super::state::{Phase, Quiet, Round, Target};
 use super::step::Turn;
 use crate::id::{GapId, HolderId, Millis, TargetId, Version};
 
+/// A count of sessions is good for two intervals, and for this long at the least.
+const LOOKED_MS: Millis = Millis(10_000);
+
 impl Credential {
     pub(crate) fn grace(&self) -> Millis {
         self.policy.grace_ms.plus(self.policy.tail_ms)
@@ -45,6 +48,10 @@ impl Credential {
             self.drop_round(version);
             return false;
         }
+        if phase == Phase::Sealing && self.is_kept_for_mint(version) {
+            self.drop_round(version);
+            return false;
+        }
         if !failing.is_empty() {
             return self.begin_round(version, turn);
         }
@@ -55,12 +62,17 @@ impl Credential {
     fn watch_clauses(&mut self, version: Version, turn: &mut Turn) -> BTreeSet<Clause> {
         let mut failing = gate::failing(self, version, turn.now);
         let needed = self.grace();
+        let every = self.policy.sample_ms;
         let quiet = gate::QUIET.iter().all(|clause| !failing.contains(clause));
         let Some(kept) = self.versions.get_mut(&version) else { return failing };
         let watch = &mut kept.watch;
         if quiet {
             let known = watch.quiet.unwrap_or(Quiet { accrued: Millis(0), observed: turn.now });
-            let accrued = known.accrued.plus(turn.now.since(known.observed));
+            // Time in which nobody looked at the backend is no time in which it was quiet.
+            let looked =
+                watch.sample.is_some_and(|s| turn.now.since(s.at) <= every.plus(every).max(LOOKED_MS));
+            let passed = if looked { turn.now.since(known.observed) } else { Millis(0) };
+            let accrued = known.accrued.plus(passed);
             watch.quiet = Some(Quiet { accrued: accrued.min(needed), observed: turn.now });
             if accrued < needed {
                 turn.reached(turn.now.plus(needed.since(accrued)));
@@ -142,10 +154,6 @@ impl Credential {
         let next = if phase == Phase::Sealing { Phase::Retiring } else { Phase::Sealing };
         let interrupted = self.policy.overlap == Overlap::None;
         let in_pair = self.policy.overlap == Overlap::Pair && !self.deleted;
-        if next == Phase::Retiring && in_pair && self.pair_waits_for() != Some(version) {
-            // The next mint ends it, and there is none yet.
-            return false;
-        }
         if self.active == Some(version) {
             self.active = None;
         }
@@ -158,7 +166,7 @@ impl Credential {
             turn.audit(format!("version {version} is being sealed"));
         } else {
             turn.audit(format!("version {version} is gone everywhere and is being retired"));
-            if in_pair {
+            if in_pair && !self.is_replaced_by_open_mint(minted_by) {
                 self.begin_mint(Some(minted_by), turn);
             } else if interrupted && !self.deleted {
                 // The mint of its successor was its revocation.
@@ -166,6 +174,11 @@ impl Credential {
             }
         }
         true
+    }
+
+    /// Of a pair: the next mint ends it, and there is none yet.
+    fn is_kept_for_mint(&self, version: Version) -> bool {
+        self.policy.overlap == Overlap::Pair && !self.deleted && self.pair_waits_for() != Some(version)
     }
 
     fn ensure_revoke(&mut self, version: Version, turn: &mut Turn) -> bool {

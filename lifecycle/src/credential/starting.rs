@@ -3,7 +3,7 @@
 use super::Credential;
 use super::effect::EffectKind;
 use super::policy::Authority;
-use super::state::{Life, Phase};
+use super::state::{Kept, Life, Phase};
 use super::step::{IllegalEvent, Turn};
 use crate::id::{Epoch, Millis};
 
@@ -73,7 +73,9 @@ pub(crate) fn advance(credential: &mut Credential, turn: &mut Turn) -> bool {
         return false;
     }
     credential.life = Life::Running;
-    if credential.policy.authority == Authority::Revokes && !credential.versions.is_empty() {
+    // A first life begins with nothing; a later one may have forgotten all that there is.
+    let earlier = !credential.versions.is_empty() || credential.epoch.counter > 1;
+    if credential.policy.authority == Authority::Revokes && earlier {
         credential.sweep_at = Some(turn.now);
     }
     true
@@ -124,13 +126,16 @@ impl Credential {
     }
 
     /// Forgets versions that have ended everywhere, but for the newest few, which people may still ask about.
-    pub(crate) fn forget_ended(&mut self) {
+    pub(crate) fn forget_ended(&mut self, now: Millis) {
         const KEPT_FOR_PEOPLE: usize = 8;
+        let intent = self.policy.intent_ms;
+        let could_arrive =
+            |kept: &Kept| kept.aborted.is_some() && !kept.minted && now.since(kept.since) < intent;
         let ended: Vec<_> = self
             .versions
             .iter()
             .filter(|(_, kept)| kept.phase.is_ended())
-            .map(|(version, kept)| (*version, kept.minted_by, kept.aborted.is_some() && !kept.minted))
+            .map(|(version, kept)| (*version, kept.minted_by, could_arrive(kept)))
             .collect();
         let surplus = ended.len().saturating_sub(KEPT_FOR_PEOPLE);
         for (version, minted_by, could_arrive) in ended.into_iter().take(surplus) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::effect::Effect;
 use super::event::{RotateReason, TargetKind};
 use super::gate::Clause;
-use crate::id::{EffectId, GapId, Generation, HolderId, Millis, TargetId, Version};
+use crate::id::{EffectId, Epoch, GapId, Generation, HolderId, Millis, TargetId, Version};
 use crate::report::{RolledBack, SetReport};
 
 /// How far a version has come.
@@ -76,6 +76,9 @@ pub(crate) struct Kept {
     pub(crate) first: bool,
     /// It stood in no record of ours: a target or the backend named it.
     pub(crate) found: bool,
+    /// The sweep found it, under a mark of this epoch, and no target names it.
+    #[serde(default)]
+    pub(crate) swept_of: Option<Epoch>,
     /// Every target counts for it, also one that was never sent it: the record may be older than the truth.
     pub(crate) everywhere: bool,
     /// A target of an older epoch says that it is gone: it is sent nowhere any more.
@@ -173,6 +176,9 @@ pub(crate) struct Target {
     pub(crate) cleared_gaps: BTreeSet<(Version, GapId)>,
     /// Versions that it was healthy on, the last one last.
     pub(crate) healthy: Vec<Version>,
+    /// Numbers by which it calls another version than we do: its own, and ours of what it means.
+    #[serde(default)]
+    pub(crate) numbers: BTreeMap<Version, Version>,
     /// Its own policy does not admit the set: it takes part in no rollout until the next one or `resume` tries
     /// again, and what it has is withdrawn.
     pub(crate) barred: bool,

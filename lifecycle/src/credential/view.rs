@@ -204,7 +204,7 @@ impl Credential {
             evidence: report.map(|r| r.evidence).unwrap_or_default(),
             excused: target.excused.clone(),
             delivery: wanted.map(|version| delivery(target, version)),
-            note: note(target),
+            note: wanted.and_then(|version| other_number(target, version)).or_else(|| note(target)),
         }
     }
 
@@ -313,6 +313,13 @@ fn delivery(target: &Target, version: Version) -> Delivery {
         () if target.has(version) => Delivery::Staged,
         () => Delivery::Pending,
     }
+}
+
+fn other_number(target: &Target, version: Version) -> Option<String> {
+    let means = target.numbers.get(&version)?;
+    Some(format!(
+        "it has another version under the number {version}, here {means}: the next rotation reaches it"
+    ))
 }
 
 fn note(target: &Target) -> Option<String> {

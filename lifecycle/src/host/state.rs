@@ -255,6 +255,8 @@ impl SetState {
             answers: self.answers,
             generation: self.generation(),
             present: present.map(|(version, known)| (*version, known.effect)).collect(),
+            known: self.known.iter().map(|(version, known)| (*version, known.effect)).collect(),
+            in_policy: self.rules.is_some(),
             armed: self.armed.map(|armed| armed.version),
             may_flip: self.may_flip(),
             disarmed: self.disarmed(),

@@ -54,6 +54,12 @@ pub struct Backend {
     /// The next mint times out at the client, and arrives when the test says so.
     pub late_create: bool,
     pub late: Vec<EffectId>,
+    /// The life of the store in which each role was minted.
+    pub minted_in: BTreeMap<EffectId, Epoch>,
+    /// It cannot list what carries our mark.
+    pub blind: bool,
+    /// It does not say how many sessions there are.
+    pub mute: bool,
     /// Mints fail in this way.
     pub mint: Option<Outcome>,
     /// Sessions of somebody who is none of our applications, by role.
@@ -488,6 +494,7 @@ impl World {
             return false;
         }
         match &effect.kind {
+            EffectKind::Sample { .. } => !self.backend.mute,
             EffectKind::Send { target, order, .. } => {
                 self.hosts[target].up && !self.lost.contains(order.kind.word())
             }
@@ -619,7 +626,9 @@ impl World {
             }
             EffectKind::Sweep => {
                 let alive = self.backend.roles.iter().filter(|(_, role)| **role == Role::Alive);
-                Event::Swept { effect: id, found: Some(alive.map(|(mark, _)| *mark).collect()) }
+                let life = |id: &EffectId| self.backend.minted_in.get(id).copied().unwrap_or(FIRST);
+                let found = alive.map(|(mark, _)| (*mark, life(mark))).collect();
+                Event::Swept { effect: id, found: (!self.backend.blind).then_some(found) }
             }
             EffectKind::Send { target, order, value, .. } => {
                 self.done.push(format!("{} {} to {target}", order.kind.word(), order.kind.version()));
@@ -640,6 +649,7 @@ impl World {
 
     fn mint(&mut self, id: EffectId, replaces: Option<EffectId>) -> Outcome {
         self.store.values.insert(id);
+        self.backend.minted_in.insert(id, self.credential().epoch());
         if let Some(outcome) = self.backend.mint.clone() {
             return outcome;
         }

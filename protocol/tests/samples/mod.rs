@@ -205,6 +205,8 @@ fn set_report() -> SetReport {
         answers: 4,
         generation: Some(Generation::new(2, 5)),
         present: BTreeMap::from([(version(8), EffectId(9))]),
+        known: BTreeMap::from([(version(7), EffectId(6)), (version(8), EffectId(9))]),
+        in_policy: true,
         armed: Some(version(8)),
         may_flip: BTreeSet::from([version(8)]),
         disarmed: Some(Generation::new(2, 3)),

@@ -188,7 +188,7 @@ impl Credential {
         self.advance_sweep(turn);
         self.advance_orders(turn);
         self.advance_retries(turn);
-        self.forget_ended();
+        self.forget_ended(turn.now);
     }
 }
 

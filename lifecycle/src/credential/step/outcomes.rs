@@ -1,6 +1,6 @@
 //! How effects ended. Each names its effect, so one that comes twice changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::Turn;
 use crate::credential::Credential;
@@ -8,8 +8,8 @@ use crate::credential::effect::EffectKind;
 use crate::credential::event::{Event, Outcome};
 use crate::credential::outbox::Came;
 use crate::credential::policy::Authority;
-use crate::credential::state::{Kept, Phase, Sample, Stage, Stuck};
-use crate::id::{EffectId, Version};
+use crate::credential::state::{Kept, Phase, Sample, Stage, Stuck, Watch};
+use crate::id::{EffectId, Epoch, Version};
 
 impl Credential {
     pub(super) fn take_outcome(&mut self, event: Event, turn: &mut Turn) {
@@ -47,11 +47,6 @@ impl Credential {
 
     fn minted(&mut self, effect: EffectId, outcome: Outcome, turn: &mut Turn) {
         let Some(version) = self.version_of(effect) else { return };
-        if outcome == Outcome::Done
-            && let Some(kept) = self.versions.get_mut(&version)
-        {
-            kept.minted = true;
-        }
         match self.come(effect, outcome, turn) {
             Came::Nothing => {}
             Came::Done(kind) => self.note_mint(version, &kind, turn),
@@ -74,6 +69,7 @@ impl Credential {
     fn note_mint(&mut self, version: Version, kind: &EffectKind, turn: &mut Turn) {
         if let Some(kept) = self.versions.get_mut(&version) {
             kept.phase = Phase::Minted;
+            kept.minted = true;
             kept.stuck = None;
         }
         if let Some(rollout) = self.rollout.as_mut().filter(|r| r.version == Some(version)) {
@@ -174,11 +170,11 @@ impl Credential {
         }
     }
 
-    fn swept(&mut self, effect: EffectId, found: Option<BTreeSet<EffectId>>, turn: &mut Turn) {
+    fn swept(&mut self, effect: EffectId, found: Option<BTreeMap<EffectId, Epoch>>, turn: &mut Turn) {
         if self.outbox.remove(&effect).is_none() {
             return;
         }
-        for mark in found.into_iter().flatten() {
+        for (mark, epoch) in found.into_iter().flatten() {
             if let Some(version) = self.version_of(mark) {
                 self.revive_leftover(version, turn);
                 continue;
@@ -186,8 +182,10 @@ impl Credential {
             let version = self.next_version();
             turn.audit(format!("the backend has a version that no record names: kept as {version}"));
             let kept = Kept {
+                first: self.is_first(),
                 // Never known to be in use: any other version may replace it.
                 aborted: Some("found at the backend; no record names it".into()),
+                swept_of: Some(epoch),
                 ..Kept::found(mark, turn.now)
             };
             self.versions.insert(version, kept);
@@ -198,9 +196,13 @@ impl Credential {
     fn revive_leftover(&mut self, version: Version, turn: &mut Turn) {
         let Some(kept) = self.versions.get_mut(&version) else { return };
         if kept.phase.is_ended() {
-            kept.phase = Phase::Retiring;
+            kept.phase = Phase::Sealing;
             kept.minted = true;
-            turn.audit(format!("version {version} is at the backend after its end: revoked again"));
+            kept.since = turn.now;
+            kept.watch = Watch { sealing_since: Some(turn.now), ..Watch::default() };
+            turn.audit(format!(
+                "version {version} is at the backend after its end: it is to be revoked again"
+            ));
         }
     }
 
@@ -210,7 +212,7 @@ impl Credential {
             kept.phase = phase;
             kept.stuck = None;
             kept.since = now;
-            kept.watch = crate::credential::state::Watch::default();
+            kept.watch = Watch::default();
             kept.epoch_hold = None;
             kept.holds.clear();
             let word = if phase == Phase::Erased { "erased" } else { "revoked" };

@@ -1,11 +1,14 @@
 //! What targets say.
 
+use std::collections::BTreeSet;
+
 use super::Turn;
 use crate::credential::Credential;
 use crate::credential::event::TargetKind;
+use crate::credential::numbers::NUMBER_MAX;
 use crate::credential::state::{Kept, Phase, Target, shows_live};
-use crate::id::{EffectId, Generation, Millis, TargetId, Version};
-use crate::report::{ConsumerState, SetReport};
+use crate::id::{ConsumerName, EffectId, Generation, Millis, TargetId, Version};
+use crate::report::{ConsumerState, Refused, SetReport};
 
 impl Credential {
     pub(super) fn connect(&mut self, id: TargetId, connected: bool, turn: &Turn) {
@@ -43,67 +46,26 @@ impl Credential {
             // No answer to a question that was not asked yet.
             target.answered = target.answered.max(report.answers.min(question));
         }
-        target.take(report);
-        self.absorb(&id, turn);
+        for name in target.dropped_consumers(&report) {
+            turn.audit(format!("{name} on {id} was taken out of its host's policy: nothing waits for it"));
+        }
+        let report = self.in_our_numbers(&id, report, turn);
+        self.note_sealed(&report.gone);
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.issue_above(report.generation.filter(|newest| newest.epoch == epoch.counter));
+            target.take(report);
+        }
     }
 
-    /// Learns what the store does not know: a version that lies on a target, and one that is sealed there.
-    fn absorb(&mut self, id: &TargetId, turn: &mut Turn) {
-        let Some(report) = self.targets.get(id).and_then(|t| t.report.as_ref()) else { return };
-        let (gone, present) = (report.gone.clone(), report.present.clone());
-        for version in &gone {
+    /// Learns what the store does not know: a version that is sealed on a target.
+    fn note_sealed(&mut self, gone: &BTreeSet<Version>) {
+        for version in gone {
             // In our own epoch we know ourselves what we sealed; a target's word alone kills nothing.
             let old = version.epoch < self.epoch.counter;
             if let Some(kept) = self.versions.get_mut(version).filter(|kept| old && !kept.phase.is_dead()) {
                 kept.sealed_before = true;
             }
         }
-        for (version, effect) in present {
-            match self.version_of(effect) {
-                Some(known) if known != version => self.rename_found(known, version),
-                Some(_) => self.note_presence(version),
-                None => {
-                    let taken = self.versions.contains_key(&version);
-                    let version = if taken { self.next_version() } else { version };
-                    turn.audit(format!("{id} has a version that no record names: kept as {version}"));
-                    self.versions.insert(version, Kept::found(effect, turn.now));
-                }
-            }
-        }
-    }
-
-    /// What the sweep found has a number after all, and is in use.
-    fn rename_found(&mut self, known: Version, named: Version) {
-        let ours = self.versions.get(&known).is_some_and(|kept| kept.found);
-        if ours
-            && !self.versions.contains_key(&named)
-            && let Some(mut kept) = self.versions.remove(&known)
-        {
-            kept.aborted = None;
-            self.versions.insert(named, kept);
-        }
-    }
-
-    /// A target that has it proves that the backend made it.
-    fn note_presence(&mut self, version: Version) {
-        if let Some(kept) = self.versions.get_mut(&version) {
-            kept.minted = true;
-        }
-    }
-
-    /// Above every number that we or a target ever named in this epoch.
-    pub(in crate::credential) fn next_version(&self) -> Version {
-        let epoch = self.epoch.counter;
-        let reports = self.targets.values().filter_map(|t| t.report.as_ref());
-        let named = reports.flat_map(|r| r.present.keys().chain(&r.gone)).copied();
-        let newest = named
-            .filter(|v| v.number < u32::MAX / 2)
-            .chain(self.versions.keys().copied())
-            .chain(self.active)
-            .filter(|v| v.epoch == epoch)
-            .map(|v| v.number)
-            .max();
-        Version::new(epoch, newest.map_or(1, |number| number.saturating_add(1).max(1)))
     }
 }
 
@@ -121,6 +83,15 @@ impl Kept {
 }
 
 impl Target {
+    /// Its newest intent was issued by a store that fell back since: ours must be newer.
+    fn issue_above(&mut self, newest: Option<Generation>) {
+        let Some(newest) = newest.map(|generation| generation.number) else { return };
+        if (self.issued + 1..=NUMBER_MAX).contains(&newest) {
+            self.issued = newest;
+            self.intent = None;
+        }
+    }
+
     fn take(&mut self, report: SetReport) {
         self.flips.retain(|version, generation| !flip_is_over(&report, *version, *generation));
         self.gone.extend(&report.gone);
@@ -130,7 +101,10 @@ impl Target {
             self.healthy.retain(|version| *version != adopted);
             self.healthy.push(adopted);
         }
-        if report.refused.as_ref().is_some_and(|r| r.code == crate::credential::rollout::NOT_IN_POLICY) {
+        let refuses = |r: &Refused| r.code == crate::credential::rollout::NOT_IN_POLICY;
+        if report.in_policy {
+            self.barred = false;
+        } else if report.refused.as_ref().is_some_and(refuses) {
             self.barred = true;
         }
         if let Some(rolled_back) = &report.rolled_back {
@@ -138,6 +112,12 @@ impl Target {
             *left = rolled_back.generation.max(*left);
         }
         self.report = Some(report);
+    }
+
+    /// Consumers that the target's policy named and does not any more.
+    fn dropped_consumers(&self, report: &SetReport) -> Vec<ConsumerName> {
+        let before = self.report.iter().flat_map(|known| known.consumers.keys());
+        before.filter(|name| !report.consumers.contains_key(*name)).cloned().collect()
     }
 
     pub(in crate::credential) fn forget(&mut self, version: Version) {

@@ -47,7 +47,10 @@ impl Credential {
                     return Err(IllegalEvent::TooManyLive { live, max });
                 }
             }
-            RotateReason::Compromised { deadline_ms } => self.compromise(*deadline_ms, turn)?,
+            RotateReason::Compromised { deadline_ms } => {
+                self.compromise(*deadline_ms, turn)?;
+                self.hurry = true;
+            }
         }
         // A value that waits is a new version too; nothing is gained by a mint on top of it.
         let stronger = match &self.wish {
@@ -271,9 +274,10 @@ impl Credential {
         self.targets.get_mut(id).ok_or_else(|| IllegalEvent::UnknownTarget(id.clone()))
     }
 
-    /// Versions that have not ended.
+    /// Versions of ours that have not ended. What was only found does not count: no host can stop a rotation by naming
+    /// what nobody minted.
     pub(in crate::credential) fn live(&self) -> usize {
-        self.versions.values().filter(|kept| !kept.phase.is_ended()).count()
+        self.versions.values().filter(|kept| !kept.phase.is_ended() && !kept.found).count()
     }
 }
 
@@ -289,6 +293,7 @@ impl Kept {
             aborted: None,
             first: false,
             found: false,
+            swept_of: None,
             everywhere: false,
             sealed_before: false,
             holds: BTreeSet::new(),

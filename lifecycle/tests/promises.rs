@@ -1,0 +1,488 @@
+//! Executions that the rules once allowed and a promise forbids. Each was found by reading the rules beside the design,
+//! clause by clause; each is a test of the world, named for what must not happen.
+//!
+//! Version 1 is current everywhere at the start unless a test says otherwise, and h0 is the canary.
+
+#![allow(clippy::unwrap_used, clippy::similar_names, reason = "what does not fit ends the test")]
+
+mod world;
+
+use std::collections::BTreeSet;
+
+use lifecycle::credential::{Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy};
+use lifecycle::host::{By, HostEvent};
+use lifecycle::report::PlaceFault;
+use lifecycle::{EffectId, GapId, HolderId, Millis, Version};
+use world::*;
+
+const DAY: u64 = 86_400_000;
+
+fn unhold_all(world: &mut World) {
+    let held: Vec<Version> =
+        world.credential().versions().filter(|v| !v.holds.is_empty()).map(|v| v.version).collect();
+    for version in held {
+        world.give(Event::Unhold { version });
+    }
+    world.settle();
+}
+
+/// The version that the record has for this effect.
+fn named(world: &World, effect: EffectId) -> Version {
+    world.credential().versions().find(|view| view.minted_by == effect).map(|view| view.version).unwrap()
+}
+
+/// h0 has a version that the store forgot, and h1 another one of the same number.
+fn clash() -> (World, EffectId, EffectId) {
+    let mut world = World::on_one(2, policy());
+    world.backend.blind = true;
+    let snapshot = world.store.clone();
+    world.go_down(1);
+    world.rotate();
+    world.settle();
+    assert_eq!(world.hosts[&h(0)].link, Some(v(2)), "{}", world.picture());
+    let forgotten = world.effect_of(v(2));
+
+    world.host(0).up = false;
+    world.host(1).up = true;
+    world.revert(&snapshot);
+    world.restart();
+    world.settle();
+    world.rotate();
+    world.settle();
+    assert_eq!(world.hosts[&h(1)].link, Some(v(2)), "{}", world.picture());
+    let ours = world.effect_of(v(2));
+    assert_ne!(ours, forgotten);
+    (world, forgotten, ours)
+}
+
+#[test]
+fn two_versions_of_one_number_are_told_apart() {
+    for restored in [false, true] {
+        let (mut world, forgotten, ours) = clash();
+        if restored {
+            // Its report carries an acknowledgement that this store never gave: a new epoch.
+            let store = world.store.clone();
+            world.host(0).up = true;
+            world.restore(&store);
+            world.settle();
+        } else {
+            world.come_back(0);
+            world.settle();
+        }
+        assert_eq!(world.hosts[&h(0)].link, Some(v(2)), "{}", world.picture());
+        let found = named(&world, forgotten);
+        assert_ne!(found, v(2));
+        assert!(!world.credential().version(found).unwrap().holds.is_empty(), "it starts held");
+        let shown = world.credential().report(&h(0)).unwrap().current;
+        assert_eq!(shown, Some(found), "what the host says is read in our numbers");
+
+        // A process keeps what the store forgot. It is found under its own number, not under that of ours.
+        world.host(0).others.insert(HolderId::new("proc:7:7").unwrap(), (v(2), forgotten));
+        world.hear_all();
+        world.rotate();
+        world.settle();
+        unhold_all(&mut world);
+        world.pass(DAY);
+        let newest = world.credential().active().unwrap();
+        assert!(newest > found && world.hosts.values().all(|host| host.link == Some(newest)));
+        assert_eq!(world.backend.roles[&forgotten], Role::Alive, "{restored}: {}", world.picture());
+        assert!(world.blocks(found, Clause::NoHolder), "{}", world.picture());
+        assert_eq!(world.backend.roles[&ours], Role::Revoked, "{restored}: {}", world.picture());
+        world.nobody_failed();
+
+        world.host(0).others.clear();
+        world.hear_all();
+        world.settle();
+        assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{restored}: {}", world.picture());
+        world.nobody_failed();
+    }
+}
+
+#[test]
+fn a_place_of_a_forgotten_version_keeps_that_one_alive() {
+    let (mut world, forgotten, _) = clash();
+    world.host(0).places.push(PlaceFault {
+        id: GapId::new("place-1").unwrap(),
+        versions: BTreeSet::from([v(2)]),
+        description: "cannot be read".into(),
+    });
+    world.come_back(0);
+    world.settle();
+    let found = named(&world, forgotten);
+    world.rotate();
+    world.settle();
+    unhold_all(&mut world);
+    world.pass(DAY);
+    assert!(world.blocks(found, Clause::Covered), "{}", world.picture());
+    assert_eq!(world.backend.roles[&forgotten], Role::Alive);
+    world.nobody_failed();
+}
+
+#[test]
+fn a_late_order_for_one_number_flips_to_what_it_means_there() {
+    // The store falls back while h0 has the earlier version of a number staged and not current.
+    let mut world = World::on_one(2, policy());
+    world.backend.blind = true;
+    let snapshot = world.store.clone();
+    world.go_down(1);
+    world.lost.insert("activate");
+    world.rotate();
+    world.settle();
+    let forgotten = world.effect_of(v(2));
+    assert!(world.hosts[&h(0)].files.contains_key(&v(2)), "{}", world.picture());
+    world.host(0).up = false;
+    world.host(1).up = true;
+    world.lost.clear();
+    world.revert(&snapshot);
+    world.restart();
+    world.settle();
+    world.rotate();
+    world.settle();
+    let ours = world.effect_of(v(2));
+    assert_ne!(ours, forgotten);
+    world.come_back(0);
+    world.settle();
+    world.rotate();
+    world.settle();
+    unhold_all(&mut world);
+    world.pass(DAY);
+    let newest = world.credential().active().unwrap();
+    assert!(world.hosts.values().all(|host| host.link == Some(newest)), "{}", world.picture());
+    assert!(!world.host(0).shown.contains(&v(2)), "nobody ordered what the store forgot to become current");
+    assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
+    assert_eq!(world.backend.roles[&ours], Role::Revoked, "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_host_that_names_huge_numbers_takes_none_away() {
+    let mut world = World::on_one(2, policy());
+    let mut forged = world.credential().report(&h(1)).unwrap().clone();
+    forged.sequence += 1;
+    world.host(1).sequence = forged.sequence;
+    for number in [u32::MAX, u32::MAX - 1] {
+        forged.present.insert(v(number), EffectId(u128::from(number)));
+    }
+    world.give(Event::Reported { target: h(1), report: forged });
+    for _ in 0..2 {
+        world.rotate();
+        world.settle();
+    }
+    let numbers: Vec<u32> = world.credential().versions().map(|view| view.version.number).collect();
+    assert!(numbers.iter().all(|number| *number < 10), "{numbers:?}");
+    let active = world.credential().active().unwrap();
+    assert!(world.hosts.values().all(|host| host.link == Some(active)), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_role_of_this_epoch_that_no_record_names_is_not_revoked() {
+    let mut world = World::on_one(2, policy());
+    let snapshot = world.store.clone();
+    world.lost.insert("stage");
+    world.rotate();
+    world.pump();
+    let forgotten = world.effect_of(v(2));
+    world.lost.clear();
+    world.revert(&snapshot);
+    world.restart();
+    world.settle();
+    assert_eq!(named(&world, forgotten), v(2), "listed");
+    unhold_all(&mut world);
+    world.pass(DAY);
+    assert_eq!(world.backend.roles[&forgotten], Role::Alive, "{}", world.picture());
+    assert!(world.blocks(v(2), Clause::NoHold));
+
+    // Once that epoch has ended it is held anew, and dies after an operator's word.
+    let store = world.store.clone();
+    world.restore(&store);
+    world.settle();
+    assert_eq!(world.backend.roles[&forgotten], Role::Alive, "{}", world.picture());
+    unhold_all(&mut world);
+    assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_restored_store_without_any_version_still_looks_for_roles() {
+    let mut world = World::empty(2, policy());
+    let backup = world.store.clone();
+    world.lost.insert("stage");
+    world.rotate();
+    world.pump();
+    let forgotten = world.effect_of(v(1));
+    world.lost.clear();
+    world.restore(&backup);
+    world.settle();
+    assert!(!world.credential().version(named(&world, forgotten)).unwrap().holds.is_empty());
+    unhold_all(&mut world);
+    assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
+}
+
+#[test]
+fn a_compromise_is_not_forgotten_over_a_value_that_waits() {
+    for value_first in [true, false] {
+        let mut world = World::on_one(2, policy());
+        world.host(0).sick.insert(v(2));
+        world.rotate();
+        world.settle();
+        assert!(world.credential().rollout().unwrap().halted.is_some(), "{}", world.picture());
+        let value = EffectId(77);
+        world.backend.roles.insert(value, Role::Alive);
+        world.store.values.insert(value);
+        if value_first {
+            world.give(Event::Noticed { value });
+        }
+        world.compromise(None).unwrap();
+        if !value_first {
+            world.give(Event::Noticed { value });
+        }
+        world.settle();
+        assert_eq!(world.role(v(1)), Some(Role::Revoked), "{value_first}: {}", world.picture());
+        world.nobody_failed();
+    }
+}
+
+#[test]
+fn a_compromise_waits_for_nobody_who_has_just_fallen_silent() {
+    let mut world = World::on_one(2, policy());
+    world.go_down(1);
+    world.compromise(Some(30_000)).unwrap();
+    world.written_off.insert(h(1));
+    world.pass(60_000);
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_version_that_the_backend_refuses_replaces_nothing() {
+    let mut world = World::on_one(2, Policy { grace_ms: Millis::seconds(3600), ..policy() });
+    world.rotate();
+    world.pump_until(|world| world.phase(v(1)) == Some(Phase::Superseded));
+    let second = world.effect_of(v(2));
+    // Somebody drops the role by hand; a new host needs it, so it is tried again.
+    world.backend.roles.insert(second, Role::Revoked);
+    world.restart();
+    world.hosts.insert(h(2), Host::new());
+    world.select();
+    world.connect();
+    world.pass(DAY);
+    assert!(world.credential().version(v(2)).unwrap().stuck.is_some(), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+}
+
+#[test]
+fn a_version_that_was_sealed_in_an_earlier_life_replaces_nothing() {
+    let mut world = World::on_one(2, policy()).rotated(v(2));
+    world.settle();
+    let backup = world.store.clone();
+    world.host(1).up = false;
+    world.rotate();
+    world.settle();
+    world.pass(DAY);
+    assert_eq!(world.hosts[&h(0)].link, Some(v(3)), "{}", world.picture());
+    world.host(1).stop_app();
+    world.written_off.insert(h(1));
+    world.give(Event::Disconnected { target: h(1) });
+    world.give(Event::Excuse { target: h(1), version: v(2) });
+    world.settle();
+    assert_eq!(world.role(v(2)), Some(Role::Revoked), "{}", world.picture());
+    world.written_off.clear();
+
+    // The backup says that version 2 is active and verified. h0 knows better.
+    world.host(1).up = true;
+    world.restore(&backup);
+    world.settle();
+    let stands_in = world.credential().versions().find(|view| view.minted_by == world.effect_of(v(3)));
+    assert!(stands_in.is_some(), "{}", world.picture());
+    unhold_all(&mut world);
+    let third = world.effect_of(v(3));
+    assert_eq!(world.backend.roles[&third], Role::Alive, "{}", world.picture());
+}
+
+#[test]
+fn time_in_which_the_backend_says_nothing_is_no_grace() {
+    let mut world = World::on_one(2, Policy { grace_ms: Millis::seconds(3600), ..policy() });
+    world.rotate();
+    world.pump_until(|world| world.phase(v(1)) == Some(Phase::Superseded));
+    world.backend.mute = true;
+    world.pass(7_200_000);
+    world.backend.mute = false;
+    world.pass(600_000);
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+    assert!(world.blocks(v(1), Clause::Grace), "{}", world.picture());
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_pair_passes_the_gate_again_after_a_start() {
+    let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));
+    world.rotate();
+    let ends_one = |kind: &EffectKind| matches!(kind, EffectKind::Mint { replaces: Some(_), .. });
+    world.pump_until(|world| world.holds_open(ends_one));
+    world.restart();
+    world.give(Event::Hold { version: v(1), by: "an operator".into() });
+    world.settle();
+    world.pass(DAY);
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+    world.give(Event::Unhold { version: v(1) });
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    assert_eq!(world.credential().active(), Some(v(3)), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_pair_at_rest_asks_nobody() {
+    let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));
+    world.settle();
+    assert_eq!(world.phase(v(1)), Some(Phase::Sealing), "{}", world.picture());
+    let asks = |world: &World| world.holds_open(|kind| matches!(kind, EffectKind::Ask { .. }));
+    for _ in 0..10 {
+        world.give(Event::Tick);
+        assert!(!asks(&world), "{}", world.picture());
+        world.pass(60_000);
+    }
+}
+
+#[test]
+fn a_mint_that_ends_after_it_was_given_up_leaves_no_role() {
+    let mut world = World::on_one(2, policy());
+    world.rotate();
+    world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Mint { .. })));
+    let effect = world.effect_of(v(2));
+    world.give(Event::Abort { reason: "an operator said so".into() });
+    world.pass(60_000);
+    assert_eq!(world.phase(v(2)), Some(Phase::Retired), "{}", world.picture());
+
+    // The mint was under way all the time.
+    world.backend.roles.insert(effect, Role::Alive);
+    world.give(Event::Minted { effect, outcome: Outcome::Done });
+    world.pass(2 * 3_600_000);
+    assert_eq!(world.backend.roles[&effect], Role::Revoked, "{}", world.picture());
+}
+
+#[test]
+fn what_comes_to_the_backend_late_passes_the_gate_as_well() {
+    let mut world = World::on_one(2, policy());
+    world.backend.late_create = true;
+    world.rotate();
+    world.settle();
+    world.give(Event::Abort { reason: "an operator said so".into() });
+    world.pass(60_000);
+    let late = world.backend.late[0];
+    world.backend.roles.insert(late, Role::Alive);
+    // A host that does not answer could have it: nobody knows.
+    world.go_down(1);
+    world.pass(2 * 3_600_000);
+    assert_eq!(world.backend.roles[&late], Role::Alive, "{}", world.picture());
+    assert!(world.blocks(v(2), Clause::Fresh), "{}", world.picture());
+    world.come_back(1);
+    world.settle();
+    assert_eq!(world.backend.roles[&late], Role::Revoked, "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_canary_that_died_is_not_waited_for() {
+    let mut world = World::on_one(3, policy());
+    world.lost.insert("activate");
+    world.rotate();
+    world.pump();
+    world.lost.clear();
+    world.go_down(0);
+    world.pass(600_000);
+    world.settle();
+    assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
+    assert_eq!(world.hosts[&h(1)].link, Some(v(2)));
+    assert!(world.done.contains(&"arm 2 to h2".to_owned()), "one of them tried it first: {:?}", world.done);
+    world.nobody_failed();
+}
+
+#[test]
+fn a_set_that_is_in_policy_again_is_served_again() {
+    let mut world = World::on_one(2, Policy { grace_ms: Millis::seconds(3600), ..policy() });
+    world.host(1).give(HostEvent::Policy(None));
+    world.rotate();
+    world.pass(600_000);
+    assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
+
+    // Back in policy before anything was withdrawn; the nightly job that reads it does not run now.
+    world.host(1).give(HostEvent::Policy(Some(rules(By::Permit))));
+    world.host(1).stop_app();
+    world.hear_all();
+    world.pass(DAY);
+    world.settle();
+    assert_eq!(world.hosts[&h(1)].link, Some(v(2)), "{}", world.picture());
+    world.host(1).start_app();
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.hosts[&h(1)].loaded.map(|(on, _)| on), Some(v(2)));
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn whoever_falls_silent_while_it_restarts_keeps_its_place_in_the_wave() {
+    let mut world = World::on_one(4, Policy { wave: 1, ..policy() });
+    for n in 1..4 {
+        world.host(n).slow = true;
+    }
+    world.rotate();
+    let restarting = |world: &World| -> Vec<usize> {
+        (1..4).filter(|n| world.hosts[&h(*n)].loaded.is_some_and(|(on, _)| on == v(2))).collect()
+    };
+    while restarting(&world).is_empty() {
+        world.pass(1_000);
+    }
+    let first = restarting(&world)[0];
+    world.go_down(first);
+    world.pass(60_000);
+    assert_eq!(restarting(&world), vec![first], "{}", world.picture());
+    world.pass(120_000);
+    assert_eq!(restarting(&world).len(), 2, "it is waited for no longer: {}", world.picture());
+}
+
+#[test]
+fn a_consumer_that_leaves_policy_is_audited() {
+    let mut world = World::on_one(2, policy());
+    world.host(1).stop_app();
+    let mut world = world.rotated(v(2));
+    assert!(world.blocks(v(1), Clause::Adopted), "{}", world.picture());
+    world.host(1).give(HostEvent::Policy(Some(lifecycle::host::Rules::default())));
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    let said = world.audit.iter().any(|entry| entry.contains("orders.service") && entry.contains("policy"));
+    assert!(said, "{:?}", world.audit);
+}
+
+#[test]
+fn what_can_arrive_no_more_is_forgotten_like_any_other() {
+    let mut world = World::on_one(1, policy());
+    world.backend.mint = Some(Outcome::Refused("permission denied".into()));
+    for _ in 0..30 {
+        world.rotate();
+        world.settle();
+        world.pass(DAY + 1);
+    }
+    let kept = world.credential().versions().count();
+    assert!(kept <= 10, "{kept} versions are remembered");
+}
+
+#[test]
+fn a_start_lets_nothing_be_given_up_before_the_targets_answered() {
+    let mut world = World::on_one(2, policy());
+    world.host(1).up = false;
+    world.restart();
+    for event in [
+        Event::Abort { reason: "early".into() },
+        Event::Halt { reason: "early".into() },
+        Event::Resume,
+        Event::Deleted,
+    ] {
+        assert_eq!(world.try_give(event), Err(IllegalEvent::Starting));
+    }
+}
