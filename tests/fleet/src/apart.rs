@@ -4,7 +4,7 @@
 //! With hundreds of appliers on one machine that is most of what a test costs, so where the kernel permits, the
 //! machine of a test holds its own processes only, which also takes all of them along when it ends.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Set for the inner run.
 const INSIDE: &str = "ESO_FLEET_APART";
@@ -38,7 +38,7 @@ pub fn apart(test: &str) -> bool {
             .status()
     });
     assert!(
-        status.as_ref().is_ok_and(|status| status.success()),
+        status.as_ref().is_ok_and(ExitStatus::success),
         "{test} failed in its own namespaces: {status:?}"
     );
     true

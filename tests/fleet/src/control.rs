@@ -25,7 +25,7 @@ const REQUEST: Duration = Duration::from_secs(30);
 /// How long the program may take to become ready.
 const READY: Duration = Duration::from_mins(1);
 /// Between two looks while something is awaited.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A control plane in a process of its own. Dropping it kills it.
 pub struct ControlPlane {

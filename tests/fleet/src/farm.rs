@@ -28,12 +28,17 @@ pub struct Spec {
     /// The sets of a host's policy, as TOML.
     pub sets: Arc<dyn Fn(&Site) -> String + Send + Sync>,
     /// The labels of a host.
-    pub labels: Arc<dyn Fn(&Site) -> BTreeMap<String, String> + Send + Sync>,
+    pub labels: Arc<LabelsOf>,
     /// How a host runs.
     pub kind: Arc<dyn Fn(&Site) -> Kind + Send + Sync>,
     /// Where pushes reach a host that listens at the given address, and where it reaches the control plane.
-    pub road: Arc<dyn Fn(&Site, SocketAddr) -> Road + Send + Sync>,
+    pub road: Arc<RoadOf>,
 }
+
+/// The labels of a host.
+pub type LabelsOf = dyn Fn(&Site) -> BTreeMap<String, String> + Send + Sync;
+/// The road of a host that listens at the given address.
+pub type RoadOf = dyn Fn(&Site, SocketAddr) -> Road + Send + Sync;
 
 /// How a host and its control plane reach each other.
 #[derive(Debug, Clone)]

@@ -179,19 +179,15 @@ impl Inner {
     fn login(&mut self, username: &str, password: &str) -> Option<String> {
         let matches = |account: &Account| account.username == username && account.password == password;
         let found = self.accounts.iter_mut().find(|(_, account)| matches(account));
-        match found {
-            Some((effect, account)) => {
-                account.sessions += 1;
-                self.told.accepted += 1;
-                Some(effect.clone())
-            }
-            None => {
-                let known = self.accounts.values().any(|account| account.username == username);
-                let why = if known { "another password" } else { "no such user" };
-                self.told.refused.push(format!("{username}: {why}"));
-                None
-            }
+        if let Some((effect, account)) = found {
+            account.sessions += 1;
+            self.told.accepted += 1;
+            return Some(effect.clone());
         }
+        let known = self.accounts.values().any(|account| account.username == username);
+        let why = if known { "another password" } else { "no such user" };
+        self.told.refused.push(format!("{username}: {why}"));
+        None
     }
 
     fn ended(&mut self, effect: &str) {
