@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test, in an order in which what is cheapest to understand fails first.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 
@@ -37,7 +38,9 @@ pub(crate) fn run(quick: bool) -> anyhow::Result<()> {
     if !quick {
         machine::install_missing()?;
     }
+    let begun = Instant::now();
     process::run(&mut process::cargo(&["build", "--workspace", "--bins", "--tests"]))?;
+    let mut took = vec![("building", begun.elapsed())];
     let mut left_out = Vec::new();
     for part in PARTS {
         if let Some(why) = why_left_out(part, quick) {
@@ -45,7 +48,13 @@ pub(crate) fn run(quick: bool) -> anyhow::Result<()> {
             continue;
         }
         println!("\n== {}", part.name);
+        let begun = Instant::now();
         (part.run)().with_context(|| part.name)?;
+        took.push((part.name, begun.elapsed()));
+    }
+    println!("\npassed:");
+    for (name, time) in took {
+        println!("{:>6} s  {name}", time.as_secs());
     }
     if left_out.is_empty() {
         return Ok(());

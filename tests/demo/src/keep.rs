@@ -1,5 +1,6 @@
 //! `--keep`: everything stays, a person plays, the narrator goes on.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::control::CREDENTIAL;
@@ -9,6 +10,11 @@ use crate::terminal::Tone;
 
 /// How often the control plane is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// Our own programs on a host.
+const OURS: [&str; 2] = ["eso-vm-server", "eso-vm-applier"];
+/// The application that waits for a person.
+const SLOW: &str = crate::host::CAST[3].name;
 
 /// Says what can be done, then tells what happens until Ctrl-C.
 pub fn running(scene: &mut Scene) -> anyhow::Result<()> {
@@ -41,42 +47,31 @@ fn commands(scene: &mut Scene) -> anyhow::Result<String> {
     ] {
         lines.push(format!("  {command}"));
     }
-    lines.push("sabotage, and look what becomes of it:".to_owned());
+    lines.push(
+        "sabotage it, and look what becomes of it (a process that is started again has another id):"
+            .to_owned(),
+    );
     for host in &mut scene.hosts {
-        let processes = host.processes()?;
-        let name = host.name;
-        let daemons: Vec<String> = processes
-            .iter()
-            .filter(|(name, _)| name.starts_with("eso-"))
-            .map(|(_, id)| id.to_string())
-            .collect();
-        let daemons = daemons.join(" ");
-        lines.push(format!("  kill -STOP {daemons}    # freeze {name}; kill -CONT {daemons} thaws it"));
-        for (program, process) in processes {
-            let what = match program.as_str() {
-                "eso-vm-server" | "eso-vm-applier" => {
-                    format!("{program} of {name} dies, and is started again")
-                }
-                "ledger" => "a person restarts ledger, which lets go of the old version".to_owned(),
-                _ => format!("{program} on {name} is restarted"),
-            };
-            let signal = if program.starts_with("eso-") { "-KILL" } else { "-TERM" };
-            lines.push(format!("  kill {signal} {process}    # {what}"));
+        let (name, processes) = (host.name, host.processes()?);
+        let ours: Vec<&u32> = OURS.iter().filter_map(|program| processes.get(*program)).collect();
+        let ours = ours.into_iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        lines.push(format!("  kill -STOP {ours}    # {name} is silent; kill -CONT {ours} ends that"));
+        lines.push(format!("  kill -KILL {ours}    # our daemons on {name} die, and are started again"));
+        if let Some(process) = processes.get(SLOW) {
+            lines.push(format!(
+                "  kill -TERM {process}    # a person restarts {SLOW}: it lets go of the old version"
+            ));
         }
     }
     if let Some(process) = scene.control.process()? {
         lines.push(format!(
-            "  kill -STOP {process}    # the control plane freezes; kill -CONT {process} thaws it"
+            "  kill -STOP {process}    # so is the control plane; kill -CONT {process} ends that"
         ));
     }
-    lines.push("the documented examples, and what differs here:".to_owned());
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-    let resources = scene.control.resources();
-    lines.push(format!(
-        "  diff {root}/{} {}",
-        examples::CREDENTIAL,
-        resources.join("orders-db.yaml").display()
-    ));
+    lines.push("what differs from the documented examples:".to_owned());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("/")).display();
+    let credential = scene.control.resources().join("orders-db.yaml");
+    lines.push(format!("  diff {root}/{} {}", examples::CREDENTIAL, credential.display()));
     for host in &scene.hosts {
         let policy = host.directory().join("etc/conf.d/orders-db.toml");
         lines.push(format!("  diff {root}/{} {}", examples::POLICY, policy.display()));

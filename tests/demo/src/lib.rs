@@ -4,7 +4,7 @@
 //! [`scene`] starts everything from the documented [`examples`], [`acts`] play, [`narrator`] tells what the control plane
 //! does, [`footer`] what the applications do. [`launcher`] keeps the processes of one host, [`application`] is what logs in,
 //! [`judge`] counts, [`search`] looks for values where none may be, [`summary`] has the figures. [`keep`] leaves it running.
-//! [`login_server`] stands in where there is no PostgreSQL. The programs in `src/bin` are thin.
+//! [`systemd`] is the same on real systemd hosts. [`login_server`] stands in where there is no PostgreSQL. The programs in `src/bin` are thin.
 
 pub mod acts;
 pub mod application;
@@ -26,5 +26,6 @@ pub mod protected;
 pub mod scene;
 pub mod search;
 pub mod summary;
+pub mod systemd;
 pub mod terminal;
 pub mod told;

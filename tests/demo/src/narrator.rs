@@ -150,7 +150,7 @@ impl Narrator {
     fn tell_versions(&mut self, detail: &CredentialDetail, told: impl Fn(VersionPhase) -> bool) {
         for version in detail.versions.iter().filter(|version| told(version.phase)) {
             let before = self.phases.insert(version.version, version.phase);
-            let words = of_version(version.phase, version.aborted);
+            let words = of_version(version.phase, version.aborted, self.subject);
             if before == Some(version.phase) || words.is_empty() {
                 continue;
             }
@@ -239,8 +239,9 @@ const fn of_delivery(phase: DeliveryPhase, subject: Subject) -> &'static str {
     }
 }
 
-const fn of_version(phase: VersionPhase, aborted: bool) -> &'static str {
+const fn of_version(phase: VersionPhase, aborted: bool, subject: Subject) -> &'static str {
     match phase {
+        VersionPhase::Superseded if matches!(subject, Subject::Key) => "replaced; a host may still have it",
         VersionPhase::Minting | VersionPhase::Minted | VersionPhase::Rolling => "",
         VersionPhase::Active => "the one that is used",
         VersionPhase::Superseded if aborted => "given up; it dies as every version does",

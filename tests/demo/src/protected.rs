@@ -205,7 +205,7 @@ pub fn now_ms() -> anyhow::Result<u64> {
 pub fn random() -> anyhow::Result<String> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).ok().context("no randomness")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(bytes))
 }
 
 fn keep(directory: &Path, name: &str, value: &str) -> anyhow::Result<()> {

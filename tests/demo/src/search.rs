@@ -46,7 +46,7 @@ pub fn everywhere(scene: &mut Scene) -> anyhow::Result<()> {
     scene.promise(leaks.is_empty(), what);
     scene.terminal.say(
         Tone::Why,
-        "left out, since values belong there: the sets and copies on the hosts, what applications show the demo, the\n\
+        "left out, since values belong there: the sets and copies on the hosts, what applications show the demo, the \
          directory that is a source, and the secrets of the control plane's own logins",
     );
     Ok(())

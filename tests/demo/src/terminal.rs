@@ -75,7 +75,11 @@ impl Terminal {
         if tone == Tone::Heading {
             self.line("");
         }
-        let lines = text.as_ref().lines().flat_map(|line| fold(line, WIDTH, "   "));
+        // What is indented is meant to be copied as it stands, and a log is searched by whole lines.
+        let whole = |line: &str| !self.0.coloured || line.starts_with(' ');
+        let width = |line: &str| if whole(line) { usize::MAX } else { WIDTH };
+        let indent = if tone == Tone::Why { "" } else { "   " };
+        let lines = text.as_ref().lines().flat_map(|line| fold(line, width(line), indent));
         for (place, line) in lines.enumerate() {
             let time = if place == 0 && tone != Tone::Why { format!("{seconds:7.2}") } else { " ".repeat(7) };
             let mark = if place == 0 { mark } else { "  " };

@@ -12,7 +12,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -70,7 +70,7 @@ fn interrupted_at(act: &str, moment: &str, as_root: bool) {
     let said = wait_for(&mut demo, moment);
     kill(Pid::from_raw(demo.id().try_into().unwrap()), Signal::SIGINT).unwrap();
     let status = ended(&mut demo).unwrap_or_else(|| panic!("it did not end after: {moment}"));
-    assert_eq!(status, Some(130), "interrupted at {moment:?}, after:\n{said}");
+    assert_eq!(status.code(), Some(130), "interrupted at {moment:?}, after:\n{said}");
     nothing_is_left(home.path(), moment);
 }
 
@@ -100,12 +100,11 @@ fn wait_for(demo: &mut Child, moment: &str) -> String {
     }
 }
 
-/// Its exit code, once it ended.
-fn ended(demo: &mut Child) -> Option<Option<i32>> {
+fn ended(demo: &mut Child) -> Option<ExitStatus> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if let Some(status) = demo.try_wait().unwrap() {
-            return Some(status.code());
+            return Some(status);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -18,8 +18,8 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 2: the same, while things die");
     scene.terminal.say(
         Tone::Why,
-        "A host is frozen, once while it is given the new version and once when it has agreed on the instant; the\n\
-         control plane is killed, and a daemon. No application may notice. What is not known counts as in use: the\n\
+        "A host is frozen, once while it is given the new version and once when it has agreed on the instant; the \
+         control plane is killed, and a daemon. No application may notice. What is not known counts as in use: the \
          frozen host keeps the old version alive, by name, and all of it ends by itself once the host is back.",
     );
     scene.protected.start_act()?;

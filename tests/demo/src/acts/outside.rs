@@ -22,7 +22,7 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 4: a value changes outside");
     scene.terminal.say(
         Tone::Why,
-        "Somebody else rotates a key, in a directory and in OpenBao. The change is noticed and distributed in the same\n\
+        "Somebody else rotates a key, in a directory and in OpenBao. The change is noticed and distributed in the same \
          way; the old value cannot be revoked by us, so it is forgotten everywhere and named as safe to delete.",
     );
     let [in_directory, in_bao] = KEYS;

@@ -18,8 +18,8 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 1: a rotation");
     scene.terminal.say(
         Tone::Why,
-        "A new password for everybody, while everybody works. It is minted, put on all hosts unseen, tried on the\n\
-         canary, and made current on the others at one instant. The old one dies when nobody has it any more:\n\
+        "A new password for everybody, while everybody works. It is minted, put on all hosts unseen, tried on the \
+         canary, and made current on the others at one instant. The old one dies when nobody has it any more: \
          ledger keeps it in memory until a person restarts it.",
     );
     scene.protected.start_act()?;
@@ -58,7 +58,7 @@ fn tell_table(scene: &mut Scene) -> anyhow::Result<()> {
             ),
         ),
         None => {
-            scene.terminal.say(Tone::Plain, "left out: a login server has no tables to make and to alter")
+            scene.terminal.say(Tone::Plain, "left out: a login server has no tables to make and to alter");
         }
     }
     Ok(())

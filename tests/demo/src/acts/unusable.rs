@@ -17,8 +17,8 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.terminal.say(Tone::Heading, "act 3: a credential that one application cannot use");
     scene.terminal.say(
         Tone::Why,
-        "The server takes the new password, one application does not: it puts it into a URL, which then does not\n\
-         parse, and it exits before it logs in. It runs on the canary, which goes back by itself; nobody else ever\n\
+        "The server takes the new password, one application does not: it puts it into a URL, which then does not \
+         parse, and it exits before it logs in. It runs on the canary, which goes back by itself; nobody else ever \
          sees that version.",
     );
     scene.protected.start_act()?;

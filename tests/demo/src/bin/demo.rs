@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use tests_demo::protected::Kind;
 use tests_demo::scene::Scene;
 use tests_demo::terminal::{Terminal, Tone};
-use tests_demo::{acts, interrupt, keep, naive, programs, search, summary};
+use tests_demo::{acts, interrupt, keep, naive, programs, search, summary, systemd};
 use tests_services::{OpenBao, PostgresKind};
 
 /// Rotates a credential across three hosts while four applications log in with it all the time.
@@ -25,6 +25,9 @@ struct Arguments {
     /// Leave it running after the acts, with commands to try and ways to sabotage it, until Ctrl-C.
     #[arg(long, conflicts_with = "naive")]
     keep: bool,
+    /// On three real systemd hosts, booted from the package (root, Debian): acts 1 and 3.
+    #[arg(long, conflicts_with_all = ["naive", "keep"])]
+    systemd: bool,
     /// Only install the programs of the servers where they are missing.
     #[arg(long)]
     prepare: bool,
@@ -81,6 +84,9 @@ fn run(terminal: &Terminal, arguments: Arguments) -> anyhow::Result<()> {
         let failed = naive::play(terminal, kind)?;
         anyhow::ensure!(failed == 0, "{failed} logins failed");
         return Ok(());
+    }
+    if arguments.systemd {
+        return verdict(terminal, &systemd::play(terminal, kind, &arguments.acts)?);
     }
     let mut scene = Scene::set(terminal.clone(), kind)?;
     for (number, play) in (1..).zip(ACTS) {

@@ -50,9 +50,7 @@ fn until_or<T>(what: impl FnOnce() -> String, mut look: impl FnMut() -> Option<T
         if let Some(found) = look() {
             return found;
         }
-        if Instant::now() > deadline {
-            panic!("never: {}", what());
-        }
+        assert!(Instant::now() < deadline, "never: {}", what());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
