@@ -28,6 +28,9 @@ pub(crate) const PACKAGES: &[Package] = &[
     Package { name: "postgresql-15", brings: "/usr/lib/postgresql/15/bin/postgres" },
     Package { name: "python3-venv", brings: "/usr/share/doc/python3-venv" },
     Package { name: "util-linux", brings: "/usr/bin/setpriv" },
+    Package { name: "strace", brings: "/usr/bin/strace" },
+    Package { name: "systemd-container", brings: "/usr/bin/systemd-nspawn" },
+    Package { name: "mmdebstrap", brings: "/usr/bin/mmdebstrap" },
 ];
 
 /// Those of them that are missing.

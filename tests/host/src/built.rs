@@ -41,13 +41,16 @@ pub fn test_program(package: &str, name: &str) -> anyhow::Result<PathBuf> {
     executable(cargo().args(["test", "--workspace", "--no-run", "--test", name]), package, name, true)
 }
 
-/// Builds a package's program with a feature that it does not have otherwise, and says where it is. It lies where the
-/// one without lay.
-pub fn program_with(package: &str, feature: &str) -> anyhow::Result<PathBuf> {
-    // With its tests, as those who run them build it.
+/// Programs that can be told to die or to fail at a step. No package has these features.
+pub const FAILPOINTS: &str =
+    "eso-vm-applier/failpoints,engine/failpoints,eso-control-plane/failpoints,tests-fleet/failpoints";
+
+/// Builds the applier with [`FAILPOINTS`] and says where it is. It lies where the one without lay.
+pub fn applier_with_failpoints() -> anyhow::Result<PathBuf> {
+    // Its test `host` has its programs built, as those who run that test build them.
     let mut build = cargo();
-    build.args(["test", "--package", package, "--features", feature, "--no-run"]);
-    executable(&mut build, package, package, false)
+    build.args(["test", "--workspace", "--test", "host", "--features", FAILPOINTS, "--no-run"]);
+    executable(&mut build, "eso-vm-applier", "eso-vm-applier", false)
 }
 
 /// Builds, and finds a program or a test of a package among what was built.

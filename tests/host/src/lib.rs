@@ -14,6 +14,6 @@ pub mod needs;
 mod package;
 
 pub use base::Base;
-pub use built::{program_with, test_program};
+pub use built::{FAILPOINTS, applier_with_failpoints, test_program};
 pub use machine::Machine;
 pub use package::Package;

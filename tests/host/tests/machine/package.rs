@@ -16,7 +16,7 @@ const NAMES: [&[u8]; 2] = [b"ESO_FAILPOINT", b"ESO_BOOT_ID"];
 
 /// Builds the package last: the build with failpoints lies where the package's programs are taken from.
 pub(crate) fn build() -> anyhow::Result<Package> {
-    fs::copy(tests_host::program_with("eso-vm-applier", "failpoints")?, with_failpoints())?;
+    fs::copy(tests_host::applier_with_failpoints()?, with_failpoints())?;
     Package::build()
 }
 
