@@ -7,9 +7,11 @@
 
 mod world;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lifecycle::credential::{Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy};
+use lifecycle::credential::{
+    Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy, Selection,
+};
 use lifecycle::host::{By, HostEvent};
 use lifecycle::report::PlaceFault;
 use lifecycle::{EffectId, GapId, HolderId, Millis, Version};
@@ -485,4 +487,188 @@ fn a_start_lets_nothing_be_given_up_before_the_targets_answered() {
     ] {
         assert_eq!(world.try_give(event), Err(IllegalEvent::Starting));
     }
+}
+
+#[test]
+fn a_label_that_changes_frees_nobody_who_may_have_an_imported_version() {
+    let mut world = World::empty(1, policy());
+    // Enrolled, and never heard of since.
+    world.hosts.insert(h(1), Host::new());
+    world.host(1).up = false;
+    world.select();
+    let imported = EffectId(7);
+    world.backend.roles.insert(imported, Role::Alive);
+    world.store.values.insert(imported);
+    world.give(Event::Imported { value: imported });
+    world.host(1).hidden.push((v(0), imported));
+    world.give(Event::Unhold { version: v(0) });
+    world.rotate();
+    world.pass(600_000);
+    let canary = Selection { canary: true, ..Selection::default() };
+    world.give(Event::Selected(BTreeMap::from([(h(0), canary)])));
+    world.pass(DAY);
+    assert_eq!(world.credential().active(), Some(v(1)), "{}", world.picture());
+    assert_eq!(world.role(v(0)), Some(Role::Alive), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_create_that_was_tried_twice_is_swept_though_one_of_them_succeeded() {
+    let mut world = World::on_one(2, policy());
+    world.backend.late_create = true;
+    world.rotate();
+    world.pump_until(|world| !world.backend.late.is_empty());
+    let first = world.backend.late[0];
+    world.backend.late_create = false;
+    world.pass(1_000);
+    assert!(world.backend.roles.contains_key(&first), "{}", world.picture());
+    world.give(Event::Abort { reason: "an operator said so".into() });
+    world.pass(60_000);
+    assert_eq!(world.phase(v(2)), Some(Phase::Retired), "{}", world.picture());
+
+    // The first request arrives after all.
+    world.backend.roles.insert(first, Role::Alive);
+    world.pass(2 * 3_600_000);
+    assert_eq!(world.backend.roles[&first], Role::Revoked, "{}", world.picture());
+}
+
+#[test]
+fn whoever_restarts_by_itself_before_its_turn_and_cannot_use_the_version_stops_the_rollout() {
+    let mut world = World::on_one(4, Policy { wave: 1, ..policy() });
+    world.host(1).slow = true;
+    world.host(3).sick.insert(v(2));
+    world.rotate();
+    while world.hosts[&h(3)].link != Some(v(2)) {
+        world.pass(1_000);
+    }
+    world.host(3).start_app();
+    world.hear_all();
+    world.host(1).slow = false;
+    let turn = world.hosts[&h(1)].state.turn().unwrap();
+    world.host(1).give(HostEvent::Healthy { turn, consumer: app() });
+    world.hear_all();
+    world.pass(60_000);
+    assert!(world.credential().rollout().is_some_and(|r| r.halted.is_some()), "{}", world.picture());
+    assert_eq!(world.hosts[&h(3)].link, Some(v(1)), "{}", world.picture());
+}
+
+#[test]
+fn a_pair_goes_on_after_a_mint_that_was_given_up() {
+    for refused in [true, false] {
+        let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));
+        world.settle();
+        world.backend.mint = refused.then(|| Outcome::Refused("permission denied".into()));
+        world.rotate();
+        if refused {
+            world.settle();
+        } else {
+            let ends_one = |kind: &EffectKind| matches!(kind, EffectKind::Mint { replaces: Some(_), .. });
+            world.pump_until(|world| world.holds_open(ends_one));
+            world.give(Event::Abort { reason: "an operator said so".into() });
+        }
+        world.backend.mint = None;
+        world.pass(DAY);
+        assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
+        world.rotate();
+        world.settle();
+        assert!(world.credential().active() > Some(v(2)), "{refused}: {}", world.picture());
+        assert_eq!(world.role(v(1)), Some(Role::Revoked), "{refused}: {}", world.picture());
+        world.nobody_failed();
+    }
+}
+
+#[test]
+fn a_canary_on_which_nothing_runs_proves_nothing() {
+    let mut world = World::on_one(6, policy());
+    world.host(0).stop_app();
+    world.hear_all();
+    for n in 1..6 {
+        world.host(n).sick.insert(v(2));
+    }
+    world.rotate();
+    world.settle();
+    assert!(world.credential().rollout().unwrap().halted.is_some(), "{}", world.picture());
+    let saw = world.hosts.values().filter(|host| host.shown.contains(&v(2))).count();
+    assert!(saw <= 2, "{saw} hosts saw a version that nobody had come up on: {}", world.picture());
+}
+
+#[test]
+fn silence_of_the_backend_is_no_grace_whenever_it_ends() {
+    let mut world = World::on_one(2, Policy { grace_ms: Millis::seconds(3600), ..policy() });
+    world.rotate();
+    world.pump_until(|world| world.phase(v(1)) == Some(Phase::Superseded));
+    world.pass(60_000);
+    world.backend.mute = true;
+    world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Sample { .. })));
+    let sample =
+        world.credential().outbox().find(|e| matches!(e.kind, EffectKind::Sample { .. })).unwrap().id;
+    // Nothing at all happens here for most of the grace time, then the count comes in.
+    world.now += 3_000_000;
+    world.give(Event::Sampled { effect: sample, sessions: Some(0) });
+    let left =
+        world.why_not(v(1)).into_iter().find(|b| b.clause == Clause::Grace).expect("grace is left").who;
+    let seconds: u64 = left.split(' ').next().unwrap().parse().unwrap();
+    assert!(seconds > 3_400, "{left}");
+}
+
+#[test]
+fn a_host_with_no_version_left_to_return_to_is_told_of_as_stuck() {
+    let mut world = World::on_one(2, policy());
+    world.go_down(1);
+    world.rotate();
+    world.pass(600_000);
+    world.give(Event::Excuse { target: h(1), version: v(1) });
+    world.host(1).stop_app();
+    world.written_off.insert(h(1));
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.host(1).start_app();
+    world.host(1).sick.insert(v(2));
+    world.come_back(1);
+    world.settle();
+    assert!(
+        world.hosts[&h(1)].state.report().rolled_back.is_some_and(|r| r.to.is_none()),
+        "{}",
+        world.picture()
+    );
+    let stuck = world.credential().stuck().expect("an operator is told").clone();
+    assert!(stuck.reason.contains("h1") && stuck.advice.contains("rotate"), "{stuck:?}");
+}
+
+#[test]
+fn an_outage_ends_by_itself() {
+    let mut world = World::on_one(2, policy());
+    world.rotate();
+    world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Mint { .. })));
+    let mint = world.effect_of(v(2));
+    let refused = || Outcome::Failed("connection refused".into());
+    for _ in 0..40 {
+        let tries = world.handed_out[&mint];
+        world.give(Event::Minted { effect: mint, outcome: refused() });
+        while world.handed_out[&mint] == tries {
+            let due = world.credential().next_due(Millis(world.now)).expect("it is tried again");
+            world.now = due.0.max(world.now + 1);
+            world.give(Event::Tick);
+        }
+    }
+    let stuck = world.credential().version(v(2)).unwrap().stuck.clone();
+    assert!(stuck.is_some_and(|stuck| stuck.reason.contains("connection refused")), "{}", world.picture());
+    world.settle();
+    assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
+    assert!(world.credential().version(v(2)).unwrap().stuck.is_none());
+}
+
+#[test]
+fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
+    let mut world = World::on_one(3, policy());
+    world.host(2).give(HostEvent::Policy(None));
+    world.hear_all();
+    // A process of its own that nobody restarts.
+    let first = world.effect_of(v(1));
+    world.host(1).others.insert(HolderId::new("proc:7:7").unwrap(), (v(1), first));
+    world.hear_all();
+    world.compromise(Some(600_000)).unwrap();
+    world.written_off.extend([h(1), h(2)]);
+    world.pass(3_600_000);
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
 }

@@ -7,9 +7,6 @@ use super::state::{Kept, Pending, Phase};
 use super::step::Turn;
 use crate::id::{EffectId, Millis};
 
-/// Tried often enough: waits for an operator.
-const NEVER: Millis = Millis(u64::MAX);
-
 /// What an outcome means for the effect that it names.
 pub(crate) enum Came {
     /// It names none that is open, or one that is tried again.
@@ -17,7 +14,7 @@ pub(crate) enum Came {
     Done(EffectKind),
     /// It will not work without an operator, and left the outbox.
     Refused(EffectKind, String),
-    /// It failed too often, and stays in the outbox until `resume`.
+    /// It has failed so often that an operator is told. It stays in the outbox and is tried on.
     Exhausted(EffectKind, String),
 }
 
@@ -109,14 +106,20 @@ impl Credential {
                 if pending.again.is_some() {
                     return Came::Nothing;
                 }
-                pending.attempts += 1;
-                if pending.attempts >= self.policy.attempts_max.max(1) {
-                    pending.again = Some(NEVER);
-                    return Came::Exhausted(pending.effect.kind.clone(), why);
-                }
+                pending.attempts = pending.attempts.saturating_add(1);
                 let pause =
                     Millis::seconds(1 << (pending.attempts - 1).min(16)).min(self.policy.retry_ms_max);
                 pending.again = Some(turn.now.plus(pause));
+                let (kind, attempts) = (pending.effect.kind.clone(), pending.attempts);
+                if let EffectKind::Mint { version, .. } = kind
+                    && let Some(kept) = self.versions.get_mut(&version)
+                {
+                    // It failed here; there it may still succeed.
+                    kept.stray_until = Some(turn.now.plus(self.policy.intent_ms));
+                }
+                if attempts == self.policy.attempts_max.max(1) {
+                    return Came::Exhausted(kind, why);
+                }
                 Came::Nothing
             }
         }
@@ -124,7 +127,7 @@ impl Credential {
 
     pub(crate) fn advance_retries(&mut self, turn: &mut Turn) {
         for pending in self.outbox.values_mut() {
-            if pending.again.is_some_and(|at| at != NEVER && turn.reached(at)) {
+            if pending.again.is_some_and(|at| turn.reached(at)) {
                 pending.again = None;
                 pending.handed_out = false;
             }

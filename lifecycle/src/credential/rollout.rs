@@ -106,7 +106,7 @@ impl Credential {
         if self.policy.overlap != Overlap::Pair {
             return None;
         }
-        let mut alive = self.versions.iter().filter(|(_, kept)| !kept.phase.is_ended());
+        let mut alive = self.versions.iter().filter(|(_, kept)| !kept.phase.is_ended() && !kept.never_was());
         if self.rollout.as_ref().is_some_and(|r| r.stage == Stage::AwaitGate) {
             return alive.map(|(version, _)| *version).find(|version| Some(*version) != self.active);
         }
@@ -240,17 +240,38 @@ impl Credential {
                 waits = true;
             }
         }
-        let proved = rollout.canaries.len() > lost.len();
-        if waits || (lost.is_empty() && !proved) {
+        if waits || rollout.canaries.is_empty() {
             return false;
         }
-        if !proved {
+        if rollout.canaries.len() == lost.len() {
             // Every canary fell silent: others must try it first.
             self.enter(Stage::Staging, turn);
             return false;
         }
+        let proved =
+            rollout.canaries.iter().any(|id| self.targets.get(id).is_some_and(|t| t.proves(version)));
+        let more = if proved { BTreeSet::new() } else { self.more_canaries(version, turn) };
+        if !more.is_empty() {
+            turn.audit("nothing ran on the canaries: others try it first");
+            if let Some(rollout) = &mut self.rollout {
+                rollout.canaries.extend(more);
+            }
+            return true;
+        }
         self.enter(self.flip_stage(turn), turn);
         true
+    }
+
+    /// Targets on which something runs that can show whether the version is of use: as many again as tried it in vain.
+    fn more_canaries(&self, version: Version, turn: &mut Turn) -> BTreeSet<TargetId> {
+        let Some(rollout) = &self.rollout else { return BTreeSet::new() };
+        let could_show = self.participants().filter(|(id, target)| {
+            !rollout.canaries.contains(*id)
+                && is_staged(target, version)
+                && target.runs_something()
+                && !self.is_missing(target, turn)
+        });
+        could_show.take(rollout.canaries.len()).map(|(id, _)| id.clone()).collect()
     }
 
     fn leave_flip(&mut self, version: Version, turn: &mut Turn) -> bool {
@@ -350,7 +371,11 @@ impl Credential {
             EffectKind::Mint { version: v, .. } | EffectKind::Verify { version: v, .. } => *v == version,
             _ => false,
         });
+        let intent = self.policy.intent_ms;
         if let Some(kept) = self.versions.get_mut(&version) {
+            if !kept.minted {
+                kept.stray_until = Some(turn.now.plus(intent));
+            }
             kept.phase = Phase::Superseded;
             kept.aborted = Some(reason.to_owned());
             kept.stuck = None;

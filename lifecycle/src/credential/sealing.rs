@@ -6,12 +6,19 @@ use super::Credential;
 use super::effect::EffectKind;
 use super::gate::{self, Clause, Look};
 use super::policy::{Authority, Overlap};
-use super::state::{Phase, Quiet, Round, Target};
+use super::state::{Kept, Phase, Quiet, Round, Target, Watch};
 use super::step::Turn;
 use crate::id::{GapId, HolderId, Millis, TargetId, Version};
 
 /// A count of sessions is good for two intervals, and for this long at the least.
 const LOOKED_MS: Millis = Millis(10_000);
+
+impl Watch {
+    /// Whether the newest count of sessions still says something.
+    pub(crate) fn is_looked_at(&self, now: Millis, every: Millis) -> bool {
+        self.sample.is_some_and(|sample| now.since(sample.at) <= every.plus(every).max(LOOKED_MS))
+    }
+}
 
 impl Credential {
     pub(crate) fn grace(&self) -> Millis {
@@ -32,6 +39,10 @@ impl Credential {
         match phase {
             Phase::Superseded | Phase::Sealing => {}
             Phase::Active if self.deleted => {}
+            Phase::Retiring if self.lost_its_mint(version) => {
+                self.back_to_sealing(version, turn);
+                return true;
+            }
             Phase::Retiring => return self.ensure_revoke(version, turn),
             _ => return false,
         }
@@ -69,8 +80,7 @@ impl Credential {
         if quiet {
             let known = watch.quiet.unwrap_or(Quiet { accrued: Millis(0), observed: turn.now });
             // Time in which nobody looked at the backend is no time in which it was quiet.
-            let looked =
-                watch.sample.is_some_and(|s| turn.now.since(s.at) <= every.plus(every).max(LOOKED_MS));
+            let looked = watch.is_looked_at(turn.now, every);
             let passed = if looked { turn.now.since(known.observed) } else { Millis(0) };
             let accrued = known.accrued.plus(passed);
             watch.quiet = Some(Quiet { accrued: accrued.min(needed), observed: turn.now });
@@ -153,7 +163,7 @@ impl Credential {
         self.drop_round(version);
         let next = if phase == Phase::Sealing { Phase::Retiring } else { Phase::Sealing };
         let interrupted = self.policy.overlap == Overlap::None;
-        let in_pair = self.policy.overlap == Overlap::Pair && !self.deleted;
+        let by_mint = self.ends_by_mint(version);
         if self.active == Some(version) {
             self.active = None;
         }
@@ -166,7 +176,7 @@ impl Credential {
             turn.audit(format!("version {version} is being sealed"));
         } else {
             turn.audit(format!("version {version} is gone everywhere and is being retired"));
-            if in_pair && !self.is_replaced_by_open_mint(minted_by) {
+            if by_mint && !self.is_replaced_by_open_mint(minted_by) {
                 self.begin_mint(Some(minted_by), turn);
             } else if interrupted && !self.deleted {
                 // The mint of its successor was its revocation.
@@ -176,9 +186,30 @@ impl Credential {
         true
     }
 
+    /// Of a pair: only the next mint can end it.
+    fn ends_by_mint(&self, version: Version) -> bool {
+        let never_was = self.versions.get(&version).is_some_and(Kept::never_was);
+        self.policy.overlap == Overlap::Pair && !self.deleted && !never_was
+    }
+
     /// Of a pair: the next mint ends it, and there is none yet.
     fn is_kept_for_mint(&self, version: Version) -> bool {
-        self.policy.overlap == Overlap::Pair && !self.deleted && self.pair_waits_for() != Some(version)
+        self.ends_by_mint(version) && self.pair_waits_for() != Some(version)
+    }
+
+    /// The mint that was to end it was given up.
+    fn lost_its_mint(&self, version: Version) -> bool {
+        let minted_by = self.versions.get(&version).map(|kept| kept.minted_by);
+        self.ends_by_mint(version) && minted_by.is_some_and(|by| !self.is_replaced_by_open_mint(by))
+    }
+
+    /// It passes its gate once more, for the next mint.
+    fn back_to_sealing(&mut self, version: Version, turn: &mut Turn) {
+        if let Some(kept) = self.versions.get_mut(&version) {
+            kept.phase = Phase::Sealing;
+            kept.since = turn.now;
+            turn.audit(format!("version {version} stays: what was to replace it was given up"));
+        }
     }
 
     fn ensure_revoke(&mut self, version: Version, turn: &mut Turn) -> bool {
@@ -191,7 +222,7 @@ impl Credential {
             EffectKind::Mint { replaces, .. } => *replaces == Some(minted_by),
             _ => false,
         });
-        if under_way || (self.policy.overlap == Overlap::Pair && !self.deleted) {
+        if under_way || self.ends_by_mint(version) {
             return false;
         }
         self.emit(EffectKind::Revoke { version, minted_by }, turn);
@@ -224,7 +255,7 @@ impl Credential {
         if halted || !turn.reached(deadline) {
             return;
         }
-        let answers = |t: &&Target| !t.retired && t.connected && t.answered >= self.baseline;
+        let answers = |t: &&Target| !t.retired && !t.barred && t.connected && t.answered >= self.baseline;
         let stands_in = |t: &Target| {
             t.current().and_then(|v| Some((v, self.versions.get(&v)?))).is_some_and(|(v, other)| {
                 v != version && other.verified && other.aborted.is_none() && !other.phase.is_dead()
@@ -243,7 +274,7 @@ impl Credential {
         let silent: BTreeSet<TargetId> = self
             .targets
             .iter()
-            .filter(|(_, t)| !t.retired && !answers(t))
+            .filter(|(_, t)| !t.retired && !t.barred && !answers(t))
             .map(|(id, _)| id.clone())
             .collect();
         turn.audit(format!(

@@ -3,7 +3,7 @@
 use super::Credential;
 use super::effect::EffectKind;
 use super::policy::Authority;
-use super::state::{Kept, Life, Phase};
+use super::state::{Life, Phase};
 use super::step::{IllegalEvent, Turn};
 use crate::id::{Epoch, Millis};
 
@@ -30,6 +30,15 @@ pub(crate) fn begin(
                 | EffectKind::Revoke { .. }
         )
     });
+    // What was asked for before the start is asked for again, and may arrive twice.
+    let intent = credential.policy.intent_ms;
+    for pending in credential.outbox.values().filter(|pending| pending.handed_out) {
+        if let EffectKind::Mint { version, .. } = pending.effect.kind
+            && let Some(kept) = credential.versions.get_mut(&version)
+        {
+            kept.stray_until = Some(turn.now.plus(intent));
+        }
+    }
     for pending in credential.outbox.values_mut() {
         pending.handed_out = false;
         pending.again = None;
@@ -101,17 +110,12 @@ impl Credential {
         self.question = self.question.max(u64::from(counter) << 32);
     }
 
-    /// Searches the backend for our marks after a start, and as long as an aborted mint could still arrive there.
+    /// Searches the backend for our marks after a start, and as long as a request to mint could still arrive there.
     pub(crate) fn advance_sweep(&mut self, turn: &mut Turn) {
         if self.is_starting() || self.policy.authority != Authority::Revokes {
             return;
         }
-        let intent = self.policy.intent_ms;
-        let open = self
-            .versions
-            .values()
-            .filter(|kept| kept.aborted.is_some() && !kept.minted)
-            .any(|kept| turn.now.since(kept.since) < intent);
+        let open = self.versions.values().any(|kept| kept.could_arrive(turn.now));
         let at = match self.sweep_at {
             Some(at) => at,
             None if open => turn.now.plus(self.policy.sweep_ms),
@@ -128,14 +132,11 @@ impl Credential {
     /// Forgets versions that have ended everywhere, but for the newest few, which people may still ask about.
     pub(crate) fn forget_ended(&mut self, now: Millis) {
         const KEPT_FOR_PEOPLE: usize = 8;
-        let intent = self.policy.intent_ms;
-        let could_arrive =
-            |kept: &Kept| kept.aborted.is_some() && !kept.minted && now.since(kept.since) < intent;
         let ended: Vec<_> = self
             .versions
             .iter()
             .filter(|(_, kept)| kept.phase.is_ended())
-            .map(|(version, kept)| (*version, kept.minted_by, could_arrive(kept)))
+            .map(|(version, kept)| (*version, kept.minted_by, kept.could_arrive(now)))
             .collect();
         let surplus = ended.len().saturating_sub(KEPT_FOR_PEOPLE);
         for (version, minted_by, could_arrive) in ended.into_iter().take(surplus) {

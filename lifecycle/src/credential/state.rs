@@ -64,6 +64,9 @@ pub(crate) struct Kept {
     pub(crate) minted_by: EffectId,
     /// The backend said once that it exists. Until then its creation could still be on the way.
     pub(crate) minted: bool,
+    /// A request to create it that nobody waits for any more could arrive at the backend until then.
+    #[serde(default)]
+    pub(crate) stray_until: Option<Millis>,
     /// A login with it worked.
     pub(crate) verified: bool,
     /// A login with it worked since the last start.
@@ -91,6 +94,18 @@ pub(crate) struct Kept {
     pub(crate) stuck: Option<Stuck>,
     pub(crate) watch: Watch,
     pub(crate) since: Millis,
+}
+
+impl Kept {
+    /// Whether a request to create it could still arrive at the backend, though nobody waits for it.
+    pub(crate) fn could_arrive(&self, now: Millis) -> bool {
+        self.stray_until.is_some_and(|until| now < until)
+    }
+
+    /// Given up before the backend ever said that it exists.
+    pub(crate) const fn never_was(&self) -> bool {
+        self.aborted.is_some() && !self.minted
+    }
 }
 
 /// What an operator said about a version in foreign hands.
@@ -354,6 +369,19 @@ impl Target {
                         && !r.consumers.is_empty()
                         && r.consumers.values().all(|c| through(c.state))))
         })
+    }
+}
+
+impl Target {
+    /// Whether a consumer has come up on the version here.
+    pub(crate) fn proves(&self, version: Version) -> bool {
+        self.done_with(version) && (self.is_store() || self.runs_something())
+    }
+
+    /// Whether a consumer is healthy on the current version.
+    pub(crate) fn runs_something(&self) -> bool {
+        use crate::report::ConsumerState::Settled;
+        self.report.as_ref().is_some_and(|r| r.consumers.values().any(|c| c.state == Settled))
     }
 }
 

@@ -127,7 +127,7 @@ impl Machine {
             (Phase::Waiting { revive: true, .. }, life) if by != By::Itself && permitted => {
                 Phase::Adopting { was: life, was_healthy, revive: true }
             }
-            (Phase::Waiting { was: Some(was), revive: false }, Some(life))
+            (Phase::Waiting { was: Some(was), revive: false, .. }, Some(life))
                 if turn.back && *was == life && taking.healthy_on == Some(turn.version) =>
             {
                 Phase::Settled
@@ -136,14 +136,22 @@ impl Machine {
             (Phase::New | Phase::Waiting { .. } | Phase::Adopting { .. } | Phase::Settling { .. }, None) => {
                 Phase::Idle
             }
-            (Phase::Waiting { revive, .. }, Some(life)) if by != By::Itself && permitted => {
+            // It has begun a new life by itself since the flip, so on this version.
+            (Phase::Waiting { was: Some(was), was_healthy, revive: false }, Some(life))
+                if *was != life && (by == By::Itself || !turn.back) =>
+            {
+                Phase::Settling { life, was_healthy: *was_healthy }
+            }
+            (Phase::Waiting { was, was_healthy: at_first, revive }, Some(life))
+                if by != By::Itself && permitted =>
+            {
+                // How it was when we first looked: what came over it since may be the credential.
+                let was_healthy = if was.is_some() { *at_first } else { was_healthy };
                 Phase::Adopting { was: Some(life), was_healthy, revive: *revive }
             }
-            (Phase::Waiting { was: Some(was), .. }, Some(life)) if by == By::Itself && *was != life => {
-                Phase::Settling { life, was_healthy: true }
-            }
-            (Phase::Waiting { revive, .. }, Some(life)) => {
-                Phase::Waiting { was: Some(life), revive: *revive }
+            (Phase::Waiting { was, was_healthy: at_first, revive }, Some(life)) => {
+                let was_healthy = if was.is_some() { *at_first } else { was_healthy };
+                Phase::Waiting { was: Some(life), was_healthy, revive: *revive }
             }
             _ => return,
         };
@@ -164,7 +172,7 @@ impl Machine {
     pub(super) fn mixed(&mut self, turn: Turn, consumer: &ConsumerName) {
         let Some(taking) = self.taking(turn, consumer) else { return };
         if matches!(taking.phase, Phase::Settling { .. } | Phase::Settled) {
-            taking.phase = Phase::Waiting { was: None, revive: false };
+            taking.phase = Phase::Waiting { was: None, was_healthy: false, revive: false };
             self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
         }
     }
@@ -356,7 +364,7 @@ fn after_flip(taking: &Taking, turn: Turn) -> Phase {
     if turn.back && taking.healthy_on == Some(turn.version) {
         match &taking.phase {
             // It never left the version that the host returns to.
-            Phase::Idle | Phase::Waiting { was: None, revive: false } => return Phase::Settled,
+            Phase::Idle | Phase::Waiting { was: None, revive: false, .. } => return Phase::Settled,
             // Nor did this one, unless it began a new life by itself meanwhile: a look tells.
             waiting @ Phase::Waiting { revive: false, .. } => return waiting.clone(),
             _ => {}
@@ -364,5 +372,5 @@ fn after_flip(taking: &Taking, turn: Turn) -> Phase {
     }
     let revive = turn.back
         && matches!(taking.phase, Phase::Adopting { .. } | Phase::Settling { .. } | Phase::Failed { .. });
-    Phase::Waiting { was: None, revive }
+    Phase::Waiting { was: None, was_healthy: false, revive }
 }

@@ -128,6 +128,9 @@ pub(super) enum Phase {
     Waiting {
         /// The life that it had when we last looked.
         was: Option<Life>,
+        /// Whether it was healthy then: in the life that began before the flip.
+        #[serde(default)]
+        was_healthy: bool,
         /// It took up, or tried to, the version that the host has left.
         revive: bool,
     },

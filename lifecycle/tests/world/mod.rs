@@ -320,6 +320,8 @@ pub struct World {
     pub sent: Vec<(TargetId, Order, Option<EffectId>)>,
     /// Orders of these words are lost.
     pub lost: BTreeSet<&'static str>,
+    /// How often each effect was handed to the caller.
+    pub handed_out: BTreeMap<EffectId, u32>,
     delivered: BTreeSet<EffectId>,
 }
 
@@ -344,6 +346,7 @@ impl World {
             down: false,
             sent: Vec::new(),
             lost: BTreeSet::new(),
+            handed_out: BTreeMap::new(),
             delivered: BTreeSet::new(),
         };
         world.select();
@@ -430,6 +433,7 @@ impl World {
         let (credential, effects) = step(self.store.credential.clone(), input, event)?;
         self.store.credential = credential;
         for effect in effects {
+            *self.handed_out.entry(effect.id).or_default() += 1;
             if let EffectKind::Audit { entry } = effect.kind {
                 self.audit.push(entry);
             }

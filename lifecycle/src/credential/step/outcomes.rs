@@ -118,8 +118,10 @@ impl Credential {
         if self.outbox.remove(&effect).is_none() {
             return;
         }
+        let every = self.policy.sample_ms;
         for kept in self.versions.values_mut() {
             let watch = &mut kept.watch;
+            let looked = watch.is_looked_at(turn.now, every);
             let in_round = watch.round.as_mut().filter(|round| round.sample == effect);
             let ours = in_round.is_some() || watch.sampling == Some(effect);
             if let Some(round) = in_round {
@@ -129,6 +131,10 @@ impl Credential {
                 watch.sampling = None;
             }
             if ours {
+                if !looked && let Some(quiet) = &mut watch.quiet {
+                    // What passed since anybody looked counts for nothing.
+                    quiet.observed = turn.now;
+                }
                 watch.sample = Some(Sample { sessions, at: turn.now });
             }
         }

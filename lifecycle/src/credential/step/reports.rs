@@ -6,7 +6,7 @@ use super::Turn;
 use crate::credential::Credential;
 use crate::credential::event::TargetKind;
 use crate::credential::numbers::NUMBER_MAX;
-use crate::credential::state::{Kept, Phase, Target, shows_live};
+use crate::credential::state::{Kept, Phase, Stuck, Target, shows_live};
 use crate::id::{ConsumerName, EffectId, Generation, Millis, TargetId, Version};
 use crate::report::{ConsumerState, Refused, SetReport};
 
@@ -54,6 +54,22 @@ impl Credential {
         if let Some(target) = self.targets.get_mut(&id) {
             target.issue_above(report.generation.filter(|newest| newest.epoch == epoch.counter));
             target.take(report);
+        }
+        self.note_nowhere_to_go(&id);
+    }
+
+    /// A target left a version by itself and has nothing to return to.
+    fn note_nowhere_to_go(&mut self, id: &TargetId) {
+        let Some(target) = self.targets.get(id) else { return };
+        let Some(left) = target.rolled_back().filter(|left| left.to.is_none() && target.left(left.from))
+        else {
+            return;
+        };
+        if self.stuck.is_none() {
+            self.stuck = Some(Stuck {
+                reason: format!("{id} cannot use version {} and has none to return to", left.from),
+                advice: "put right why it fails there, then rotate".into(),
+            });
         }
     }
 

@@ -24,8 +24,10 @@ impl Credential {
         for (id, target) in &mut self.targets {
             target.selected = selected.contains_key(id);
         }
-        // One that was never sent anything and shows nothing has nothing that could be forgotten with it.
-        self.targets.retain(|_, target| target.selected || !target.is_untouched());
+        // One that was never sent anything and shows nothing has nothing that could be forgotten with it, unless a
+        // version is alive of which nobody knows where it was sent.
+        let anywhere = self.versions.values().any(|kept| kept.everywhere && !kept.phase.is_ended());
+        self.targets.retain(|_, target| target.selected || anywhere || !target.is_untouched());
         if self.versions.is_empty() && !self.targets.is_empty() {
             // A set of that name may lie on them from an earlier life: they answer before the first mint.
             self.life = Life::Starting { since: turn.now };
@@ -287,6 +289,7 @@ impl Kept {
             phase,
             minted_by,
             minted: false,
+            stray_until: None,
             verified: false,
             checked: false,
             refused: false,
