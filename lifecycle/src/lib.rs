@@ -10,6 +10,7 @@ pub mod host;
 pub mod id;
 pub mod order;
 pub mod report;
+mod versions;
 
 pub use id::{
     ConsumerName, CredentialName, EffectId, Epoch, GapId, Generation, HolderId, Millis, SetName, TargetId,
@@ -17,3 +18,4 @@ pub use id::{
 };
 pub use order::{Order, OrderKind};
 pub use report::{Evidence, Flipped, SetReport};
+pub use versions::{InvalidRange, Versions};

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ConsumerName, EffectId, Epoch, GapId, Generation, HolderId, Version};
+use crate::versions::Versions;
 
 /// How we know who uses a version, weakest first, so that `>=` reads "at least".
 #[derive(
@@ -70,7 +71,7 @@ pub struct SetReport {
     /// Versions to which the target might still return by itself: within a settle time, or while rolling back.
     pub may_return_to: BTreeSet<Version>,
     /// Versions of which the target says that they are gone for ever.
-    pub gone: BTreeSet<Version>,
+    pub gone: Versions,
     /// Versions whose `seal` is under way or refused for now, with the reason in words.
     pub not_gone: BTreeMap<Version, String>,
     /// The newest order that was refused, if nothing newer was accepted since.

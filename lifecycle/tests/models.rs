@@ -206,8 +206,8 @@ impl State {
             let host = &self.hosts[*n].state;
             let outlived = host.generation().is_some_and(|newest| order.generation < newest);
             let is_seal = matches!(order.kind, OrderKind::Seal { .. });
-            let sealed = is_seal && host.report().gone.contains(&order.kind.version());
-            let buries = !order.dead.is_subset(host.dead());
+            let sealed = is_seal && host.report().gone.contains(order.kind.version());
+            let buries = !order.dead.iter().all(|version| host.dead().contains(*version));
             buries || !(sealed || (outlived && !is_seal))
         });
         for host in &self.hosts {

@@ -672,3 +672,20 @@ fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
     world.pass(3_600_000);
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
 }
+
+#[test]
+fn what_is_gone_takes_no_more_room_the_longer_a_host_lives() {
+    let mut world = World::on_one(1, policy());
+    let size = |world: &World| serde_json::to_vec(&world.hosts[&h(0)].state).unwrap().len();
+    for _ in 0..4 {
+        world.rotate();
+        world.settle();
+    }
+    let early = size(&world);
+    for _ in 0..40 {
+        world.rotate();
+        world.settle();
+    }
+    let late = size(&world);
+    assert!(late < early + 64, "{early} bytes, then {late}");
+}

@@ -59,7 +59,7 @@ impl StoreProgress {
             current: self.current,
             permitted: self.current,
             adopted: self.current,
-            gone: self.gone.clone(),
+            gone: self.gone.iter().copied().collect(),
             not_gone: self.not_gone.clone(),
             refused: self.refused.clone(),
             evidence: Evidence::Declared,

@@ -242,7 +242,7 @@ impl<'a> Look<'a> {
 
     /// Those of them where it is not gone.
     pub(crate) fn left(&self) -> impl Iterator<Item = (&'a TargetId, &'a Target)> {
-        self.counted().filter(|(_, target)| !target.gone.contains(&self.version))
+        self.counted().filter(|(_, target)| !target.gone.contains(self.version))
     }
 
     /// Whether another version may stand in for this one.
@@ -349,7 +349,7 @@ fn no_rollback(look: &Look<'_>, tell: &mut Tell<'_>) {
 fn disarmed(look: &Look<'_>, tell: &mut Tell<'_>) {
     let version = look.version;
     for (id, target) in &look.credential.targets {
-        if target.retired || target.gone.contains(&version) || look.is_silent(id, target) {
+        if target.retired || target.gone.contains(version) || look.is_silent(id, target) {
             continue;
         }
         let armed =

@@ -72,7 +72,10 @@ impl Credential {
     pub(super) fn next_version(&self) -> Version {
         let epoch = self.epoch.counter;
         let reports = self.targets.values().filter_map(|t| t.report.as_ref());
-        let named = reports.flat_map(|r| r.present.keys().chain(r.known.keys()).chain(&r.gone)).copied();
+        let named = reports.flat_map(|r| {
+            let gone = r.gone.ranges().map(|(_, last)| last);
+            r.present.keys().chain(r.known.keys()).copied().chain(gone)
+        });
         let newest = named
             .chain(self.versions.keys().copied())
             .chain(self.active)
@@ -138,7 +141,8 @@ impl Target {
         report.adopted = some(report.adopted);
         report.may_flip = set(report.may_flip);
         report.may_return_to = set(report.may_return_to);
-        report.gone = set(report.gone);
+        let renamed: Vec<Version> = self.numbers.keys().copied().filter(|v| report.gone.remove(*v)).collect();
+        report.gone.extend(renamed.into_iter().map(one));
         for consumer in report.consumers.values_mut() {
             consumer.healthy_on = some(consumer.healthy_on);
         }

@@ -313,7 +313,7 @@ impl Credential {
 
     fn order(&self, target: &Target, generation: Generation, kind: OrderKind) -> Order {
         let dead = self.versions.iter().filter(|(_, kept)| kept.phase.is_dead()).map(|(version, _)| *version);
-        let dead = dead.filter(|version| !target.gone.contains(version)).collect();
+        let dead = dead.filter(|version| !target.gone.contains(*version)).collect();
         Order { epoch: self.epoch, generation, kind, dead }
     }
 
@@ -327,7 +327,7 @@ impl Credential {
             let concerned = kept.everywhere && !kept.phase.is_ended()
                 || target.sent.contains(version)
                 || target.shows(**version, kept.minted_by);
-            concerned && !target.gone.contains(version)
+            concerned && !target.gone.contains(**version)
         });
         owed.filter_map(|(version, _)| self.seal_for(target, *version)).collect()
     }

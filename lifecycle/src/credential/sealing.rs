@@ -265,7 +265,7 @@ impl Credential {
             .targets
             .values()
             .filter(answers)
-            .filter(|t| !t.gone.contains(&version) || t.current().is_some())
+            .filter(|t| !t.gone.contains(version) || t.current().is_some())
             .collect();
         let replaced = answering.iter().all(|t| stands_in(t)) && !answering.is_empty();
         if !replaced && !self.targets.values().all(|t| t.retired) {

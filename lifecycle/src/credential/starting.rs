@@ -142,7 +142,7 @@ impl Credential {
         for (version, minted_by, could_arrive) in ended.into_iter().take(surplus) {
             let gone_there = |t: &super::state::Target| {
                 t.retired
-                    || t.gone.contains(&version)
+                    || t.gone.contains(version)
                     || (!t.sent.contains(&version) && !t.shows(version, minted_by))
             };
             if !could_arrive && self.targets.values().all(gone_there) {

@@ -10,6 +10,7 @@ use super::event::{RotateReason, TargetKind};
 use super::gate::Clause;
 use crate::id::{EffectId, Epoch, GapId, Generation, HolderId, Millis, TargetId, Version};
 use crate::report::{RolledBack, SetReport};
+use crate::versions::Versions;
 
 /// How far a version has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -185,7 +186,7 @@ pub(crate) struct Target {
     /// Versions that it was asked to flip to, with the newest such intent, until a report shows that it no longer
     /// may.
     pub(crate) flips: BTreeMap<Version, Generation>,
-    pub(crate) gone: BTreeSet<Version>,
+    pub(crate) gone: Versions,
     pub(crate) excused: BTreeSet<Version>,
     pub(crate) cleared: BTreeSet<(Version, HolderId)>,
     pub(crate) cleared_gaps: BTreeSet<(Version, GapId)>,
@@ -385,7 +386,13 @@ impl Target {
     }
 }
 
-/// Whether a report shows a version as one that readers can get, or could get by a flip.
+/// Versions that a report shows as ones that readers can get, or could get by a flip.
+pub(crate) fn live_in(report: &SetReport) -> impl Iterator<Item = Version> {
+    let may_flip = report.current.iter().chain(&report.armed).chain(&report.may_flip);
+    may_flip.chain(report.present.keys()).copied()
+}
+
+/// Whether a report shows a version as one of them.
 pub(crate) fn shows_live(report: &SetReport, version: Version) -> bool {
     report.current == Some(version)
         || report.armed == Some(version)

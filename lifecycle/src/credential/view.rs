@@ -303,7 +303,7 @@ fn delivery(target: &Target, version: Version) -> Delivery {
     let refused = report.refused.as_ref().is_some_and(|r| r.version == version) || target.barred;
     let left = target.rolled_back().is_some_and(|r| r.from == version);
     match () {
-        () if target.gone.contains(&version) => Delivery::Sealed,
+        () if target.gone.contains(version) => Delivery::Sealed,
         () if left => Delivery::RolledBack,
         () if report.current == Some(version) && report.adopted == Some(version) => Delivery::Adopted,
         () if report.current == Some(version) => Delivery::Activated,

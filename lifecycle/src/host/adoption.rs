@@ -14,7 +14,7 @@ impl Machine {
     pub(super) fn tick(&mut self) {
         let Some(armed) = self.state.armed.filter(|armed| self.now >= armed.at) else { return };
         self.state.armed = None;
-        if self.now.since(armed.at) > ARMED_LATE_MS_MAX || self.state.dead.contains(&armed.version) {
+        if self.now.since(armed.at) > ARMED_LATE_MS_MAX || self.state.dead.contains(armed.version) {
             return;
         }
         let turn = Turn { generation: armed.generation, version: armed.version, back: false };

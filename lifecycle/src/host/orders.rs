@@ -107,7 +107,7 @@ impl Machine {
 
     /// Never flips to these again, armed or not.
     pub(super) fn bury(&mut self, dead: &BTreeSet<Version>) {
-        self.state.dead.extend(dead);
+        self.state.dead.extend(dead.iter().copied());
         if self.state.armed.is_some_and(|armed| dead.contains(&armed.version)) {
             self.state.armed = None;
         }
@@ -165,7 +165,7 @@ impl Machine {
     }
 
     fn must_live(&self, version: Version) -> Result<(), Refusal> {
-        if self.state.dead.contains(&version) {
+        if self.state.dead.contains(version) {
             return refuse(RefusalCode::Dead, format!("version {version} is dead and never used again"));
         }
         Ok(())

@@ -16,7 +16,7 @@ impl Machine {
         withdraw: bool,
     ) {
         self.bury(&BTreeSet::from([version]));
-        if self.state.gone.contains(&version) {
+        if self.state.gone.contains(version) {
             return;
         }
         if !self.state.known.contains_key(&version) && self.state.current() != Some(version) {

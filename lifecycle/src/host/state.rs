@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{By, Digest, Life, Rules, Turn};
 use crate::id::{ConsumerName, EffectId, Epoch, GapId, Generation, HolderId, Millis, Version};
 use crate::report::{Consumer, ConsumerState, Refused, RolledBack, SetReport};
+use crate::versions::Versions;
 
 /// Everything that is journalled of one set on one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -41,11 +42,11 @@ pub struct SetState {
     /// Versions that the host left by itself, with the generation that it left: refused until an order names it.
     pub(super) refuses: BTreeMap<Version, Generation>,
     /// Versions to which the host never returns.
-    pub(super) dead: BTreeSet<Version>,
+    pub(super) dead: Versions,
     /// Seals that are not finished.
     pub(super) sealing: BTreeMap<Version, Sealing>,
     /// Versions that are gone for ever.
-    pub(super) gone: BTreeSet<Version>,
+    pub(super) gone: Versions,
     /// The newest order that was refused, if nothing newer was accepted since.
     pub(super) refused: Option<Refused>,
 }
@@ -213,7 +214,7 @@ impl SetState {
     }
 
     /// Versions to which the host never returns.
-    pub const fn dead(&self) -> &BTreeSet<Version> {
+    pub const fn dead(&self) -> &Versions {
         &self.dead
     }
 
@@ -306,7 +307,7 @@ impl SetState {
         let healthy = healthy_on.into_iter().chain(self.healthy.iter().rev().copied());
         healthy.into_iter().find(|version| {
             Some(*version) != self.current()
-                && !self.dead.contains(version)
+                && !self.dead.contains(*version)
                 && !self.refuses.contains_key(version)
                 && self.is_staged(*version)
         })

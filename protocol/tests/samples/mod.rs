@@ -226,7 +226,7 @@ fn set_report() -> SetReport {
         }),
         may_return_to: BTreeSet::from([version(7)]),
         flipped: Some(Flipped { version: version(7), unix_ms: NOW - 5_000, ahead_ms_max: Some(-3) }),
-        gone: BTreeSet::from([version(5)]),
+        gone: [version(5)].into_iter().collect(),
         not_gone: BTreeMap::from([(version(6), "held".to_owned())]),
         refused: Some(Refused {
             generation: Generation::new(2, 3),

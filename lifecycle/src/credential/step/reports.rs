@@ -1,14 +1,13 @@
 //! What targets say.
 
-use std::collections::BTreeSet;
-
 use super::Turn;
 use crate::credential::Credential;
 use crate::credential::event::TargetKind;
 use crate::credential::numbers::NUMBER_MAX;
-use crate::credential::state::{Kept, Phase, Stuck, Target, shows_live};
+use crate::credential::state::{Kept, Phase, Stuck, Target, live_in};
 use crate::id::{ConsumerName, EffectId, Generation, Millis, TargetId, Version};
 use crate::report::{ConsumerState, Refused, SetReport};
+use crate::versions::Versions;
 
 impl Credential {
     pub(super) fn connect(&mut self, id: TargetId, connected: bool, turn: &Turn) {
@@ -74,11 +73,11 @@ impl Credential {
     }
 
     /// Learns what the store does not know: a version that is sealed on a target.
-    fn note_sealed(&mut self, gone: &BTreeSet<Version>) {
-        for version in gone {
+    fn note_sealed(&mut self, gone: &Versions) {
+        let epoch = self.epoch.counter;
+        for (version, kept) in &mut self.versions {
             // In our own epoch we know ourselves what we sealed; a target's word alone kills nothing.
-            let old = version.epoch < self.epoch.counter;
-            if let Some(kept) = self.versions.get_mut(version).filter(|kept| old && !kept.phase.is_dead()) {
+            if version.epoch < epoch && gone.contains(*version) && !kept.phase.is_dead() {
                 kept.sealed_before = true;
             }
         }
@@ -110,8 +109,10 @@ impl Target {
 
     fn take(&mut self, report: SetReport) {
         self.flips.retain(|version, generation| !flip_is_over(&report, *version, *generation));
-        self.gone.extend(&report.gone);
-        self.gone.retain(|version| !shows_live(&report, *version));
+        self.gone.add_all(&report.gone);
+        for version in live_in(&report) {
+            self.gone.remove(version);
+        }
         let settled = report.consumers.values().all(|consumer| consumer.state == ConsumerState::Settled);
         if let Some(adopted) = report.adopted.filter(|_| settled) {
             self.healthy.retain(|version| *version != adopted);
@@ -139,7 +140,7 @@ impl Target {
     pub(in crate::credential) fn forget(&mut self, version: Version) {
         self.sent.remove(&version);
         self.flips.remove(&version);
-        self.gone.remove(&version);
+        self.gone.remove(version);
         self.excused.remove(&version);
         self.cleared.retain(|(v, _)| *v != version);
         self.cleared_gaps.retain(|(v, _)| *v != version);
@@ -161,5 +162,5 @@ fn flip_is_over(report: &SetReport, version: Version, generation: Generation) ->
     let newer_intent = report.generation.is_some_and(|g| g > generation);
     let disarmed = report.disarmed.is_some_and(|g| g >= generation);
     let flipped = report.current == Some(version) && report.generation == Some(generation);
-    report.gone.contains(&version) || newer_epoch || newer_intent || disarmed || flipped
+    report.gone.contains(version) || newer_epoch || newer_intent || disarmed || flipped
 }

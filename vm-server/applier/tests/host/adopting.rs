@@ -28,7 +28,7 @@ fn an_application_that_cannot_use_a_version_takes_its_host_back() {
     host.order(3, OrderKind::RollBack { to: v(1) });
     assert_eq!(host.db().rolled_back, None);
     host.order(4, seal(2));
-    host.until("gone", |report| report.gone.contains(&v(2)));
+    host.until("gone", |report| report.gone.contains(v(2)));
 }
 
 #[test]
@@ -53,10 +53,10 @@ places = [{ path = "{app}/conf/password", file = "password", kind = "copy" }]
     assert!(report.places.iter().any(|place| place.versions.contains(&v(1))), "{report:#?}");
     host.order(2, OrderKind::Adopt { version: v(2) });
     let report = host.order(2, seal(1));
-    assert!(!report.gone.contains(&v(1)) && report.not_gone[&v(1)].contains("password"), "{report:#?}");
+    assert!(!report.gone.contains(v(1)) && report.not_gone[&v(1)].contains("password"), "{report:#?}");
     std::fs::remove_file(&conf).unwrap();
     std::fs::rename(host.app_dir().join("away"), &conf).unwrap();
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
     assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(2));
 }
 
@@ -81,7 +81,7 @@ places = [{ path = "{app}/password", file = "password", kind = "copy" }]
         assert!(report.not_gone[&v(1)].contains("password"), "{report:#?}");
         std::fs::remove_file(&place).unwrap();
     }
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
     let still = std::fs::read_to_string(&place).unwrap_or_default();
     assert_ne!(still, secret(1));
 }
@@ -149,9 +149,9 @@ fn an_application_that_is_trusted_releases_a_version_by_its_word() {
     assert!(report.not_gone[&v(1)].contains("held by"), "{report:#?}");
     assert_eq!(say(&host, 2, &[]), Reply::Noted {});
     host.until("adopted", |report| report.adopted == Some(v(2)));
-    assert!(!host.db().gone.contains(&v(1)), "it did not say that it dropped it");
+    assert!(!host.db().gone.contains(v(1)), "it did not say that it dropped it");
     assert_eq!(say(&host, 2, &[1]), Reply::Noted {});
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 #[test]

@@ -66,14 +66,14 @@ fn readers_are_seen_and_their_version_lives_until_they_let_go() {
     host.roll_out(2, 2);
     assert_eq!(app.loaded(), Some(secret(2)));
     let report = host.order(2, seal(1));
-    assert!(!report.gone.contains(&v(1)), "{report:#?}");
+    assert!(!report.gone.contains(v(1)), "{report:#?}");
     host.until("the stranger by name", |report| {
         report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
             || report.gaps.iter().any(|gap| gap.versions.contains(&v(1)))
     });
     drop(stranger.stdin.take());
     stranger.wait().unwrap();
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 #[test]
@@ -98,14 +98,14 @@ fn in_the_exact_mode_a_reader_of_a_moment_is_named_by_its_parent() {
     parent.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
     host.roll_out(2, 2);
     let report = host.order(2, seal(1));
-    assert!(!report.gone.contains(&v(1)), "{report:#?}");
+    assert!(!report.gone.contains(v(1)), "{report:#?}");
     host.until("the parent by name", |report| {
         report.gaps.is_empty()
             && report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
     });
     drop(parent.stdin.take());
     parent.wait().unwrap();
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     host.roll_out(2, 2);
     app.until_loaded(&secret(2));
     host.order(2, seal(1));
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
     assert_eq!(app.starts(), 1, "the same life went on");
 }
 
@@ -150,7 +150,7 @@ fn a_descriptor_in_other_hands_keeps_a_version() {
         report.not_gone.get(&v(1)).is_some_and(|why| why.contains("kernel counts"))
     });
     drop((ours, theirs));
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 /// What systemd does for a unit with a descriptor store, for one applier.

@@ -162,7 +162,7 @@ fn a_dead_version_never_comes_back() {
     host.order(6, stage(2));
     host.order(6, activate(2));
     host.order(6, seal(1));
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
     for kind in [stage(1), activate(1), OrderKind::RollBack { to: v(1) }] {
         let frame = host.sign(&host.payload(7, kind));
         refused(&mut host, frame, "dead");

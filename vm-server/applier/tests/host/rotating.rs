@@ -56,7 +56,7 @@ fn a_restarted_application_rotates_from_stage_to_gone() {
     assert!(report.may_return_to.is_empty());
     host.until("the old life's end", |report| report.holders.iter().all(|holder| holder.version != v(1)));
     host.order(2, seal(1));
-    let report = host.until("gone", |report| report.gone.contains(&v(1)));
+    let report = host.until("gone", |report| report.gone.contains(v(1)));
     assert_eq!(report.present.keys().copied().collect::<Vec<_>>(), [v(2)]);
     assert!(!host.disk().values().any(|content| content.contains(&secret(1))), "nothing of it is left");
     assert_eq!(app.starts(), starts + 1, "one restart a rotation");
@@ -77,7 +77,7 @@ fn an_application_that_is_signalled_holds_the_old_version_until_its_life_ends() 
         rustix::process::Signal::TERM,
     )
     .unwrap();
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_manual_application_keeps_the_old_version_until_somebody_restarts_it() {
     .unwrap();
     host.until("adopted by its own new life", |report| report.adopted == Some(v(2)));
     host.order(2, seal(1));
-    host.until("gone", |report| report.gone.contains(&v(1)));
+    host.until("gone", |report| report.gone.contains(v(1)));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_question_is_answered_also_for_a_set_that_was_never_here() {
     assert_eq!(report.sets[&host.set()].answers, 41);
     assert_eq!(report.epoch, Some(host.epoch));
     host.order(9, seal(3));
-    assert!(host.db().gone.contains(&v(3)), "never had the set");
+    assert!(host.db().gone.contains(v(3)), "never had the set");
 }
 
 #[test]

@@ -178,7 +178,7 @@ fn next_order(host: &Host, question: u64) -> Option<protocol::Frame> {
     use protocol::order::{Ask, Body};
     let report = host.db();
     let free = report.holders.iter().all(|holder| holder.version != v(1));
-    let kind = if report.gone.contains(&v(1)) && report.adopted == Some(v(2)) {
+    let kind = if report.gone.contains(v(1)) && report.adopted == Some(v(2)) {
         return None;
     } else if question.is_multiple_of(2) {
         None
