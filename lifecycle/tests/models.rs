@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lifecycle::credential::{
-    Credential, EffectKind, Event, Input, Outcome, Phase, Policy, Rotate, RotateReason, step,
+    Credential, EffectKind, Event, Input, Outcome, Overlap, Phase, Policy, Rotate, RotateReason, step,
 };
 use lifecycle::host::HostEvent;
 use lifecycle::{EffectId, Epoch, Millis, Order, OrderKind, SetReport, Version};
@@ -21,7 +21,10 @@ use stateright::{Checker, Model, Property};
 use world::{FIRST, Host, Role, World, h, v};
 
 const TIME_MAX: Duration = Duration::from_mins(1);
+/// Some 4 KB each: within 2 GB.
 const STATES_MAX: usize = 400_000;
+/// Ways into states, also into those that are known.
+const LOOKS_MAX: usize = 20 * STATES_MAX;
 
 /// What may still happen, and how often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -34,6 +37,7 @@ struct Budget {
     ticks: u8,
     part: u8,
     revert: u8,
+    unhold: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -71,7 +75,11 @@ enum Action {
     Parted(usize),
     Joined(usize),
     Copied,
-    Reverted,
+    /// The store is the copy again; somebody says so, or nobody does.
+    Reverted {
+        told: bool,
+    },
+    Unhold(Version),
 }
 
 struct Danger {
@@ -79,12 +87,19 @@ struct Danger {
     start: State,
     /// Effects at the backend are steps of their own, with a crash after any of them.
     slow_backend: bool,
+    /// Nobody says that the store was put back.
+    silent: bool,
     reaches: Vec<Property<Danger>>,
 }
 
 impl State {
     fn start(policy: Policy, sick: bool, budget: Budget) -> Self {
+        let pair = policy.overlap == Overlap::Pair;
         let mut world = World::on_one(2, Policy { barrier_ms: Millis(0), ..policy });
+        if pair {
+            world = world.rotated(v(2));
+            world.settle();
+        }
         if sick {
             world.host(1).sick.insert(v(2));
         }
@@ -156,8 +171,11 @@ impl State {
         let outcome = Outcome::Done;
         Some(match kind {
             EffectKind::Preflight => Event::Preflighted { effect: id, outcome },
-            EffectKind::Mint { .. } => {
+            EffectKind::Mint { replaces, .. } => {
                 self.values.insert(id);
+                if let Some(role) = replaces.and_then(|old| self.roles.get_mut(&old)) {
+                    *role = Role::Revoked;
+                }
                 self.roles.entry(id).or_insert(Role::Alive);
                 Event::Minted { effect: id, outcome }
             }
@@ -285,8 +303,12 @@ impl Model for Danger {
             (budget.ticks > 0, Action::Tick),
             (budget.crash_us > 0, Action::WeStart),
             (budget.revert > 0 && state.copy.is_none(), Action::Copied),
-            (budget.revert > 0 && state.copy.is_some(), Action::Reverted),
+            (budget.revert > 0 && state.copy.is_some(), Action::Reverted { told: !self.silent }),
         ];
+        if budget.unhold > 0 {
+            let held = state.credential.versions().filter(|view| !view.holds.is_empty());
+            actions.extend(held.map(|view| Action::Unhold(view.version)));
+        }
         actions.extend(may.into_iter().filter(|(may, _)| *may).map(|(_, action)| action));
     }
 
@@ -352,14 +374,18 @@ impl Model for Danger {
             Action::Copied => {
                 state.copy = Some(Box::new((state.credential.clone(), state.values.clone())));
             }
-            Action::Reverted => {
+            Action::Unhold(version) => {
+                state.budget.unhold -= 1;
+                state.give(Event::Unhold { version }, slow).then_some(())?;
+            }
+            Action::Reverted { told } => {
                 state.budget.revert -= 1;
                 let (credential, values) = *state.copy.take()?;
                 state.credential = credential;
                 state.values = values;
-                // Our own signature on what the hosts show tells: a new epoch.
-                let epoch = Epoch { counter: 2, id: 22 };
-                state.give(Event::Started { epoch, restored: true }, slow);
+                // Our own signature on what the hosts show tells: a new epoch. Until it does, nobody knows.
+                let epoch = if told { Epoch { counter: 2, id: 22 } } else { state.credential.epoch() };
+                state.give(Event::Started { epoch, restored: told }, slow);
                 for n in 0..state.hosts.len() {
                     state.give(Event::Connected { target: h(n) }, slow);
                 }
@@ -404,12 +430,13 @@ fn search(danger: Danger) {
     let budget = danger.start.budget;
     let began = Instant::now();
     let checker =
-        danger.checker().target_state_count(STATES_MAX * 20).timeout(TIME_MAX).threads(1).spawn_bfs().join();
-    let (states, took) = (checker.unique_state_count(), began.elapsed());
+        danger.checker().target_state_count(LOOKS_MAX).timeout(TIME_MAX).threads(1).spawn_bfs().join();
+    let (states, looks, took) = (checker.unique_state_count(), checker.state_count(), began.elapsed());
     println!("{name}: {states} states, depth {}, {took:.1?}, bounds {budget:?}", checker.max_depth());
+    // A search that meets a limit says nothing of it, and counts as done.
     assert!(
-        took < TIME_MAX && states < STATES_MAX,
-        "{name}: the search met its limit: {states} states, {took:?}"
+        took < TIME_MAX && states < STATES_MAX && looks < LOOKS_MAX,
+        "{name}: the search met its limit: {states} states in {looks} looks, {took:?}"
     );
     for (property, path) in checker.discoveries() {
         if property == "nobody fails" {
@@ -444,6 +471,7 @@ fn duplicated_lost_and_late_orders() {
         name: "duplicated, lost and late orders",
         start: State::start(quick(), false, budget),
         slow_backend: false,
+        silent: false,
         reaches: vec![old_one_dies(), new_one_dies()],
     });
 }
@@ -455,6 +483,7 @@ fn a_crash_after_any_effect() {
         name: "a crash after any effect",
         start: State::start(quick(), false, budget),
         slow_backend: true,
+        silent: false,
         reaches: vec![old_one_dies()],
     });
 }
@@ -467,6 +496,7 @@ fn a_lost_disarm() {
         name: "a lost disarm",
         start: State::start(policy, false, budget),
         slow_backend: false,
+        silent: false,
         reaches: vec![
             new_one_dies(),
             Property::sometimes(
@@ -488,6 +518,7 @@ fn a_partitioned_armed_host() {
         name: "a partitioned armed host",
         start: State::start(policy, false, budget),
         slow_backend: false,
+        silent: false,
         reaches: vec![
             old_one_dies(),
             Property::sometimes("the others go on without it", |_: &Danger, state: &State| {
@@ -499,13 +530,14 @@ fn a_partitioned_armed_host() {
 
 #[test]
 fn a_late_rollback() {
-    let budget = Budget { rotate: 1, abort: 1, ..Budget::default() };
+    let budget = Budget { rotate: 1, abort: 1, resume: 1, ..Budget::default() };
     let mut start = State::start(quick(), true, budget);
     start.hosts[1].slow = true;
     search(Danger {
         name: "a late rollback",
         start,
         slow_backend: false,
+        silent: false,
         reaches: vec![
             new_one_dies(),
             Property::sometimes("the host goes back by itself", |_: &Danger, state: &State| {
@@ -515,18 +547,54 @@ fn a_late_rollback() {
     });
 }
 
+fn kept_unnamed() -> Property<Danger> {
+    Property::sometimes("a version that no record names is kept", |_: &Danger, state: &State| {
+        state.credential.version(v(2)).is_some_and(|view| !view.holds.is_empty())
+    })
+}
+
 #[test]
 fn a_reverted_store() {
-    let budget = Budget { rotate: 1, revert: 1, ..Budget::default() };
+    let budget = Budget { rotate: 1, revert: 1, unhold: 2, ..Budget::default() };
     search(Danger {
         name: "a reverted store",
         start: State::start(quick(), false, budget),
         slow_backend: false,
+        silent: false,
         reaches: vec![
             old_one_dies(),
-            Property::sometimes("a version that no record names is kept", |_: &Danger, state: &State| {
-                state.credential.epoch().counter == 2
-                    && state.credential.version(v(2)).is_some_and(|view| !view.holds.is_empty())
+            kept_unnamed(),
+            Property::sometimes("an older version is revoked after that", |_: &Danger, state: &State| {
+                state.credential.epoch().counter == 2 && state.is_revoked(v(1))
+            }),
+        ],
+    });
+}
+
+#[test]
+fn a_store_reverted_in_silence() {
+    let budget = Budget { rotate: 1, revert: 1, unhold: 1, ..Budget::default() };
+    search(Danger {
+        name: "a store reverted in silence",
+        start: State::start(quick(), false, budget),
+        slow_backend: false,
+        silent: true,
+        reaches: vec![old_one_dies(), kept_unnamed()],
+    });
+}
+
+#[test]
+fn a_pair_of_which_the_mint_ends_the_older() {
+    let budget = Budget { rotate: 1, abort: 1, crash_us: 1, ..Budget::default() };
+    search(Danger {
+        name: "a pair of which the mint ends the older",
+        start: State::start(Policy { overlap: Overlap::Pair, ..quick() }, false, budget),
+        slow_backend: true,
+        silent: false,
+        reaches: vec![
+            old_one_dies(),
+            Property::sometimes("the third of them is active", |_: &Danger, state: &State| {
+                state.credential.active() == Some(v(3))
             }),
         ],
     });

@@ -6,8 +6,9 @@
 mod world;
 
 use lifecycle::credential::{Credential, Event, Phase};
+use lifecycle::host::{By, HostEvent};
 use lifecycle::report::Gap;
-use lifecycle::{GapId, HolderId, Millis};
+use lifecycle::{GapId, HolderId, Millis, TargetId};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use world::*;
@@ -40,6 +41,14 @@ enum Act {
     Hold,
     Unhold,
     ClockOff(usize, bool),
+    BackUp,
+    Restore,
+    Deadline,
+    Excuse(usize),
+    RetireHost(usize),
+    OutOfPolicy(usize),
+    InPolicy(usize),
+    Slow(usize, bool),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -69,7 +78,15 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Abort),
         1 => Just(Act::Hold),
         1 => Just(Act::Unhold),
-        1 => (host, any::<bool>()).prop_map(|(n, off)| Act::ClockOff(n, off)),
+        1 => (host.clone(), any::<bool>()).prop_map(|(n, off)| Act::ClockOff(n, off)),
+        1 => Just(Act::BackUp),
+        1 => Just(Act::Restore),
+        1 => Just(Act::Deadline),
+        1 => host.clone().prop_map(Act::Excuse),
+        1 => host.clone().prop_map(Act::RetireHost),
+        1 => host.clone().prop_map(Act::OutOfPolicy),
+        2 => host.clone().prop_map(Act::InPolicy),
+        1 => (host, any::<bool>()).prop_map(|(n, slow)| Act::Slow(n, slow)),
     ]
 }
 
@@ -130,6 +147,36 @@ fn perform(world: &mut World, act: &Act, count: usize) {
         }
         Act::Unhold => unhold_all(world),
         Act::ClockOff(n, off) => world.host(*n).clock_off = *off,
+        Act::BackUp => world.backup = Some(world.store.clone()),
+        Act::Restore => {
+            if let Some(backup) = world.backup.clone() {
+                world.restore(&backup);
+            }
+        }
+        Act::Deadline => {
+            // What is left at the deadline fails, as told.
+            if world.compromise(Some(60_000)).is_ok() {
+                world.written_off.extend((0..HOSTS).map(h));
+            }
+        }
+        Act::Excuse(n) => {
+            if let Some(version) = world.credential().active()
+                && !world.hosts[&h(*n)].up
+                && world.try_give(Event::Excuse { target: h(*n), version }).is_ok()
+            {
+                world.written_off.insert(h(*n));
+            }
+        }
+        Act::RetireHost(n) => {
+            // One of them stays, and a host that was retired is gone for good.
+            if *n > 0 && world.try_give(Event::HostRetired { target: h(*n) }).is_ok() {
+                world.written_off.insert(h(*n));
+                world.store.retired.insert(h(*n));
+            }
+        }
+        Act::OutOfPolicy(n) => world.host(*n).give(HostEvent::Policy(None)),
+        Act::InPolicy(n) => world.host(*n).give(HostEvent::Policy(Some(rules(By::Permit)))),
+        Act::Slow(n, slow) => world.host(*n).slow = *slow,
     }
 }
 
@@ -166,19 +213,36 @@ fn heal(world: &mut World) {
         host.hidden.clear();
         host.gaps.clear();
         host.clock_off = false;
+        host.slow = false;
+        host.give(HostEvent::Policy(Some(rules(By::Permit))));
         host.start(false);
         if host.life.is_none() {
             host.start_app();
         }
         world.come_back(n);
+        if world.store.retired.contains(&h(n)) {
+            world.host(n).stop_app();
+        }
     }
     unhold_all(world);
+    rest(world);
+    // What a restored store found where it lay stays there until something newer comes, and what the backend refuses
+    // stays halted until it is given up.
+    if world.credential().rollout().is_some_and(|rollout| rollout.halted.is_some()) {
+        perform(world, &Act::Abort, 0);
+    }
+    perform(world, &Act::Rotate, 0);
+    rest(world);
+}
+
+fn rest(world: &mut World) {
     for _ in 0..6 {
         world.settle();
+        unhold_all(world);
         drop(world.try_give(Event::Resume));
         // One that could not use a version has been put right, and starts again.
         for n in 0..HOSTS {
-            if world.host(n).life.is_none() {
+            if world.host(n).life.is_none() && !world.store.retired.contains(&h(n)) {
                 world.host(n).start_app();
                 world.hear(&h(n));
             }
@@ -228,6 +292,9 @@ proptest! {
         let alive: Vec<_> = alive.map(|view| (view.version, view.phase)).collect();
         prop_assert_eq!(alive.len(), 1, "{}", world.picture());
         prop_assert_eq!(alive[0].1, Phase::Active, "{}", world.picture());
-        prop_assert!(world.hosts.values().all(|host| host.link == Some(alive[0].0)), "{}", world.picture());
+        let serves = |(id, host): (&TargetId, &Host)| {
+            host.link == Some(alive[0].0) || world.store.retired.contains(id)
+        };
+        prop_assert!(world.hosts.iter().all(serves), "{}", world.picture());
     }
 }

@@ -320,6 +320,8 @@ pub struct World {
     pub sent: Vec<(TargetId, Order, Option<EffectId>)>,
     /// Orders of these words are lost.
     pub lost: BTreeSet<&'static str>,
+    /// An earlier copy of the store.
+    pub backup: Option<Store>,
     /// How often each effect was handed to the caller.
     pub handed_out: BTreeMap<EffectId, u32>,
     delivered: BTreeSet<EffectId>,
@@ -346,6 +348,7 @@ impl World {
             down: false,
             sent: Vec::new(),
             lost: BTreeSet::new(),
+            backup: None,
             handed_out: BTreeMap::new(),
             delivered: BTreeSet::new(),
         };
