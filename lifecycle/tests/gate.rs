@@ -214,3 +214,11 @@ fn a_manual_consumer_fails_no_rollout_and_keeps_the_old_version() {
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
     world.nobody_failed();
 }
+
+#[test]
+fn every_clause_is_left_out_by_a_test() {
+    let tests = include_str!("gate.rs");
+    for clause in Clause::all() {
+        assert!(tests.contains(&format!("bites(Clause::{clause:?},")), "nothing shows that {clause} bites");
+    }
+}

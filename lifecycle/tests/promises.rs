@@ -689,3 +689,138 @@ fn what_is_gone_takes_no_more_room_the_longer_a_host_lives() {
     let late = size(&world);
     assert!(late < early + 64, "{early} bytes, then {late}");
 }
+
+/// A process on h1 keeps version 1, and version 2 is active.
+fn kept_by_a_process() -> (World, HolderId) {
+    let mut world = World::on_one(2, policy());
+    let (holder, by) = (HolderId::new("proc:7:7").unwrap(), world.effect_of(v(1)));
+    world.host(1).others.insert(holder.clone(), (v(1), by));
+    world.rotate();
+    world.settle();
+    assert!(world.blocks(v(1), Clause::NoHolder), "{}", world.picture());
+    (world, holder)
+}
+
+#[test]
+fn a_holder_that_was_cleared_counts_no_more_and_the_next_one_does() {
+    let (mut world, holder) = kept_by_a_process();
+    let unknown = HolderId::new("proc:8:8").unwrap();
+    let refused = world.try_give(Event::ClearHolder { target: h(1), holder: unknown.clone() });
+    assert!(matches!(refused, Err(IllegalEvent::UnknownHolder { .. })), "{refused:?}");
+    world.give(Event::ClearHolder { target: h(1), holder });
+    let by = world.effect_of(v(1));
+    world.host(1).others.insert(unknown.clone(), (v(1), by));
+    world.hear_all();
+    world.pass(DAY);
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+    world.host(1).others.remove(&unknown);
+    world.written_off.insert(h(1));
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    assert!(world.audit.iter().any(|entry| entry.contains("proc:7:7") && entry.contains("cleared")));
+}
+
+#[test]
+fn a_compromise_lifts_what_a_restore_holds_and_not_what_an_operator_holds() {
+    let mut world = World::on_one(2, policy());
+    world.give(Event::Hold { version: v(1), by: "anna".into() });
+    let refused = world.compromise(None);
+    assert_eq!(refused, Err(IllegalEvent::Held { version: v(1), by: "anna".into() }));
+    world.settle();
+    assert_eq!(world.credential().active(), Some(v(1)), "nothing was begun");
+    world.give(Event::Unhold { version: v(1) });
+
+    let store = world.store.clone();
+    world.restore(&store);
+    world.settle();
+    assert!(world.blocks(v(1), Clause::NoHold), "{}", world.picture());
+    world.compromise(None).unwrap();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn an_idle_consumer_adopts_where_the_credential_says_so() {
+    for idle_adopts in [false, true] {
+        let mut world = World::on_one(2, Policy { idle_adopts, ..policy() });
+        world.host(1).stop_app();
+        world.hear_all();
+        world.rotate();
+        world.settle();
+        world.pass(DAY);
+        let role = if idle_adopts { Role::Revoked } else { Role::Alive };
+        assert_eq!(world.role(v(1)), Some(role), "{}", world.picture());
+        world.nobody_failed();
+    }
+}
+
+#[test]
+fn a_host_whose_word_is_doubted_holds_the_gate_until_it_reports_whole() {
+    let (mut world, holder) = kept_by_a_process();
+    world.give(Event::Incomplete { target: h(1) });
+    world.host(1).up = false;
+    world.host(1).others.remove(&holder);
+    world.pass(DAY);
+    assert!(world.blocks(v(1), Clause::Covered), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Alive));
+    world.come_back(1);
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn a_host_that_is_selected_no_more_counts_as_long_as_it_may_have_the_version() {
+    let (mut world, holder) = kept_by_a_process();
+    let canary = Selection { canary: true, ..Selection::default() };
+    world.give(Event::Selected(BTreeMap::from([(h(0), canary)])));
+    world.pass(DAY);
+    assert!(world.blocks(v(1), Clause::NoHolder), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Alive));
+    world.host(1).others.remove(&holder);
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    assert_eq!(world.hosts[&h(1)].link, Some(v(2)), "what it has is still served");
+    world.nobody_failed();
+}
+
+#[test]
+fn wishes_that_come_during_a_rollout_become_one_and_the_newest_value_wins() {
+    let mut world = World::on_one(2, policy());
+    world.rotate();
+    world.pump_until(|world| world.credential().rollout().is_some_and(|rollout| rollout.version.is_some()));
+    for value in [EffectId(70), EffectId(71)] {
+        world.backend.roles.insert(value, Role::Alive);
+        world.store.values.insert(value);
+        world.rotate();
+        world.give(Event::Noticed { value });
+    }
+    world.settle();
+    world.settle();
+    let minted: Vec<_> = world.credential().versions().map(|view| view.minted_by).collect();
+    assert_eq!(minted.len(), 3, "{}", world.picture());
+    assert!(minted.contains(&EffectId(71)) && !minted.contains(&EffectId(70)), "{minted:?}");
+    assert_eq!(world.credential().active(), Some(v(3)), "{}", world.picture());
+}
+
+#[test]
+fn a_hold_is_honoured_while_a_version_is_sealed_and_refused_once_it_is_retired() {
+    let mut world = World::on_one(2, policy());
+    world.lost.insert("seal");
+    world.rotate();
+    world.settle();
+    assert_eq!(world.phase(v(1)), Some(Phase::Sealing), "{}", world.picture());
+    world.give(Event::Hold { version: v(1), by: "anna".into() });
+    world.lost.clear();
+    world.pass(DAY);
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+    world.give(Event::Unhold { version: v(1) });
+    world.pump_until(|world| world.phase(v(1)) == Some(Phase::Retiring));
+    let late = world.try_give(Event::Hold { version: v(1), by: "anna".into() });
+    assert_eq!(late, Err(IllegalEvent::Ended(v(1))));
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked));
+}

@@ -128,7 +128,14 @@ fn restored_store_forgets_recipients() {
     assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
     assert_ne!(world.hosts[&h(2)].link, Some(v(1)));
 
+    // Nor may it die while the one that enrolled after the backup is the silent one.
+    world.go_down(2);
     world.come_back(1);
+    world.settle();
+    unhold_all(&mut world);
+    world.pass(DAY);
+    assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
+    world.come_back(2);
     world.settle();
     unhold_all(&mut world);
     assert_eq!(world.backend.roles[&second], Role::Revoked, "{}", world.picture());
@@ -280,6 +287,24 @@ fn compromised_and_silent() {
     assert!(world.credential().rollout().unwrap().halted.is_some());
     assert_eq!(world.role(v(1)), Some(Role::Alive));
     world.nobody_failed();
+
+    // Also where the next rollout halts once another version is current everywhere, and a process keeps the old one.
+    let mut world = World::on_one(3, policy());
+    let by = world.effect_of(v(1));
+    world.host(1).others.insert(process("proc:7:7"), (v(1), by));
+    world.compromise(Some(3_600_000)).unwrap();
+    world.pass(600_000);
+    assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
+    world.host(0).sick.insert(v(3));
+    world.rotate();
+    world.pass(DAY);
+    assert!(world.credential().rollout().unwrap().halted.is_some(), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Alive), "{}", world.picture());
+    world.nobody_failed();
+    abort(&mut world);
+    world.written_off.insert(h(1));
+    world.pass(DAY);
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
 }
 
 #[test]
@@ -433,6 +458,8 @@ fn rollback_to_a_dead_version() {
     world.come_back(1);
     world.settle();
     assert!(world.host(1).shown[shown..].iter().all(|version| *version != v(1)), "{}", world.picture());
+    let stuck = world.credential().stuck().expect("it has nothing to go back to");
+    assert!(stuck.advice.contains("rotate"), "{stuck:?}");
 
     // A halt orders nobody back to it either.
     world.host(0).sick.insert(v(3));
@@ -673,6 +700,23 @@ fn start_delivers_before_asking() {
     );
     assert_eq!(world.hosts[&h(0)].link, Some(v(3)));
     world.nobody_failed();
+
+    // Whatever was verified before: after a start the backend is asked again, first.
+    let mut world = World::on_one(2, policy());
+    world.rotate();
+    world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Send { .. })));
+    world.restart();
+    let verifies = |world: &World| {
+        world.holds_open(|kind| matches!(kind, EffectKind::Verify { version, .. } if *version == v(2)))
+    };
+    let carries = |world: &World| {
+        world
+            .holds_open(|kind| matches!(kind, EffectKind::Send { order, .. } if order.kind.version() == v(2)))
+    };
+    world.pump_until(|world| verifies(world) && !world.credential().is_starting());
+    assert!(!carries(&world), "{}", world.picture());
+    world.settle();
+    assert_eq!(world.credential().active(), Some(v(2)));
 }
 
 #[test]
@@ -724,7 +768,8 @@ fn thief_keeps_it_alive() {
     world.compromise(None).unwrap();
     world.settle();
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
-    assert!(world.done.contains(&"end sessions".to_owned()));
+    assert_eq!(world.backend.thief.get(&by), Some(&3), "he is there to the end");
+    assert!(world.done.contains(&format!("end sessions of {by}")));
     assert!(world.audit.iter().any(|entry| entry.contains("sessions")), "{:?}", world.audit);
     world.nobody_failed();
 }

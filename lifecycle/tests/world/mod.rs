@@ -62,7 +62,7 @@ pub struct Backend {
     pub mute: bool,
     /// Mints fail in this way.
     pub mint: Option<Outcome>,
-    /// Sessions of somebody who is none of our applications, by role.
+    /// Sessions of somebody who is none of our applications, by role. Whoever ends them sees them again.
     pub thief: BTreeMap<EffectId, u32>,
     /// Honest users on no host of ours, by role.
     pub strangers: BTreeMap<EffectId, u32>,
@@ -620,8 +620,7 @@ impl World {
                 Event::Sampled { effect: id, sessions: Some(self.sessions(*minted_by)) }
             }
             EffectKind::EndSessions { minted_by, .. } => {
-                self.done.push("end sessions".into());
-                self.backend.thief.remove(minted_by);
+                self.done.push(format!("end sessions of {minted_by}"));
                 Event::SessionsEnded { effect: id, outcome: done }
             }
             EffectKind::Revoke { version, minted_by } => {
