@@ -152,6 +152,13 @@ impl Applier {
 
     /// Runs until it is told to stop.
     pub(crate) fn run(mut self, inbox: &Receiver<Input>) {
+        self.serve(inbox);
+        // What the kernel has told us is told to nobody again: it goes into the journal before we end.
+        self.tools.witness.stop_taking();
+        self.observe();
+    }
+
+    fn serve(&mut self, inbox: &Receiver<Input>) {
         loop {
             self.tick();
             let first = inbox.recv_timeout(self.wait());

@@ -31,8 +31,8 @@ pub const EXACT_WATCHER: &str = "exact-watcher";
 pub(crate) struct Witness {
     pub(crate) proc: Proc,
     taker: Option<Arc<Mutex<Taker>>>,
-    /// The thread that takes readers ends with it.
-    thread: Option<OwnedFd>,
+    /// The thread that takes readers, and the pipe with which it ends.
+    thread: Option<(OwnedFd, std::thread::JoinHandle<()>)>,
     /// The last applier was killed while it took readers over: what it took is lost.
     pub(crate) interrupted: bool,
     /// What became of the exact mode, where policy asks for it.
@@ -252,11 +252,20 @@ impl Witness {
         let group = self.taker().map(|taker| taker.group.as_fd().try_clone_to_owned()).transpose()?;
         let Some(group) = group else { return Ok(()) };
         let (ended, ends) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        self.thread = Some(ends);
-        std::thread::Builder::new().name("readers".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("readers".to_owned()).spawn(move || {
             take_readers(&taker, &group, &ended, &inbox);
         })?;
+        self.thread = Some((ends, thread));
         Ok(())
+    }
+
+    /// Readers stay in the kernel's queue from now on, for our next start.
+    pub(crate) fn stop_taking(&mut self) {
+        let Some((ends, thread)) = self.thread.take() else { return };
+        drop(ends);
+        if thread.join().is_err() {
+            tracing::error!("the thread that takes readers has panicked");
+        }
     }
 
     pub(crate) const fn kind(&self) -> Kind {

@@ -232,6 +232,15 @@ impl Host {
         self.stream = None;
     }
 
+    /// SIGTERM, as whoever supervises us ends us; waits for the end.
+    pub(crate) fn end_in_good_order(&mut self) {
+        let child = self.applier.as_mut().unwrap();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().unwrap().success());
+        self.kill();
+    }
+
     pub(crate) fn restart(&mut self) {
         self.kill();
         self.up();

@@ -227,3 +227,32 @@ fn a_restart_without_a_kept_group_is_a_gap() {
     host.restart();
     host.until("the gap", |report| report.gaps.iter().any(|gap| gap.versions.contains(&v(1))));
 }
+
+#[test]
+fn an_end_in_good_order_loses_no_reader() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, app) = on_one(r#"adopt = "restart""#);
+    let (file, mark) = (host.app_dir().join("password"), host.root().join("run/taking"));
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let over = over.clone();
+        move || {
+            while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                // Replaced places are no matter of this test.
+                let _ = std::fs::read(&file);
+            }
+        }
+    });
+    for time in 0..4 {
+        host.end_in_good_order();
+        let taken = std::fs::read(&mark).unwrap();
+        assert_eq!(taken, b"0", "time {time}: something was taken from the kernel and is in no journal");
+        host.up();
+        host.ask(time + 1);
+    }
+    over.store(true, std::sync::atomic::Ordering::SeqCst);
+    reader.join().unwrap();
+    assert_eq!(app.starts(), 1);
+}
