@@ -90,6 +90,11 @@ impl Plan {
         Some(Self { credential: credential.clone(), backing, stores: stores? })
     }
 
+    /// The spec of its generator or source.
+    pub(crate) const fn backing(&self) -> &serde_json::Value {
+        &self.backing
+    }
+
     pub(crate) fn equip(&self, makers: &dyn Makers) -> Result<Equipment, Unusable> {
         let reference = self.credential.backing.reference();
         let unusable = |reference: &Reference| {

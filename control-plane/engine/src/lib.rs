@@ -15,6 +15,7 @@ mod handle;
 mod inside;
 mod lane;
 mod metrics;
+mod origin;
 mod reports;
 mod road;
 mod run;

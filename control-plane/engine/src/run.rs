@@ -147,7 +147,10 @@ impl World {
                     lane.returned();
                 }
             }
-            Inside::Noticed { name, value, revision, reply } => {
+            Inside::Noticed { name, value, revision, origin, reply } => {
+                if let Some(owned) = self.owned.get_mut(&name) {
+                    owned.kept.origins.get_or_insert_default().note(value, &origin);
+                }
                 let taken = self.apply(turn, batch, &name, Event::Noticed { value });
                 if let (Ok(()), Some(owned)) = (&taken, self.owned.get_mut(&name)) {
                     owned.kept.revisions.extend(revision.map(|revision| (value, revision)));
@@ -256,6 +259,9 @@ impl World {
         let effect = crate::sources::random_effect()
             .ok_or_else(|| HandleError::Store(RunError::Random.to_string()))?;
         content.keep(&self.means.store, name, effect).await.map_err(invalid)?;
+        if let Some(owned) = self.owned.get_mut(name) {
+            owned.note_origin(effect);
+        }
         if let Err(error) = self.apply(turn, batch, name, Event::Imported { value: effect }) {
             batch.forget.push((name.clone(), effect));
             return Err(error);
@@ -539,6 +545,17 @@ impl World {
         }
         for (name, effect) in &batch.effects {
             self.note_revoking(name, &effect.kind);
+            // Before the backend is asked: whatever comes of it, it is known where to look.
+            if matches!(effect.kind, EffectKind::Mint { .. })
+                && self.owned.get_mut(name).is_some_and(|owned| owned.note_origin(effect.id))
+            {
+                batch.dirty.insert(name.clone());
+            }
+        }
+        for name in &batch.dirty {
+            if let Some(owned) = self.owned.get_mut(name) {
+                owned.forget_origins();
+            }
         }
         let commit = self.commit_of(&mut batch)?;
         if !commit.is_empty() {
@@ -642,6 +659,24 @@ impl World {
             owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
             return;
         };
+        let makers = self.makers.as_ref();
+        let places = match &effect.kind {
+            EffectKind::Verify { minted_by, .. }
+            | EffectKind::Sample { minted_by, .. }
+            | EffectKind::EndSessions { minted_by, .. }
+            | EffectKind::Revoke { minted_by, .. } => owned.places_of(*minted_by, makers),
+            EffectKind::Mint { replaces: Some(replaced), .. } => owned.earlier_places_of(*replaced, makers),
+            EffectKind::Sweep => owned.earlier_places(makers),
+            _ => Ok(Vec::new()),
+        };
+        let places = match places {
+            Ok(places) => places,
+            Err(error) => {
+                tracing::warn!(credential = %name, %error, "the backend where a version was made cannot be used");
+                owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
+                return;
+            }
+        };
         if !owned.running.insert(effect.id) {
             return;
         }
@@ -652,7 +687,7 @@ impl World {
         let job = Job {
             name: name.clone(),
             epoch: owned.kept.state.epoch(),
-            authority: owned.kept.state.policy().authority,
+            places,
             files: owned.kept.plan.credential.files.clone(),
             equipment,
             revision,

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::effects::Means;
 use crate::handle::Message;
 use crate::inside::Inside;
+use crate::origin::Origin;
 use crate::value::Content;
 
 /// The pause before a value that the credential could not take is told again.
@@ -33,16 +34,18 @@ impl Watch {
         means: Arc<Means>,
         name: CredentialName,
         source: Arc<dyn Source>,
+        origin: Origin,
         files: std::collections::BTreeMap<FileName, Template>,
         newest: Option<EffectId>,
     ) -> Self {
-        Self(tokio::spawn(run(Watcher { means, name, files }, source, newest)))
+        Self(tokio::spawn(run(Watcher { means, name, origin, files }, source, newest)))
     }
 }
 
 struct Watcher {
     means: Arc<Means>,
     name: CredentialName,
+    origin: Origin,
     files: std::collections::BTreeMap<FileName, Template>,
 }
 
@@ -85,6 +88,7 @@ impl Watcher {
                 name: self.name.clone(),
                 value: effect,
                 revision: snapshot.revision,
+                origin: self.origin.clone(),
                 reply,
             };
             if self.means.loop_.send(Message::inside(told)).await.is_err() {

@@ -22,6 +22,7 @@ use crate::handle::{Handle, Message, QUEUE_MAX};
 use crate::inside::Inside;
 use crate::lane::Post;
 use crate::metrics::Metrics;
+use crate::origin::{Origin, Origins};
 use crate::road::{Reachable, Road};
 use crate::run::{Batch, RunError, Turn};
 use crate::sources::Watch;
@@ -373,6 +374,7 @@ impl World {
                 revisions: BTreeMap::new(),
                 stores: BTreeMap::new(),
                 measured: BTreeMap::new(),
+                origins: Some(Origins::default()),
             };
             self.sets.insert(plan.credential.set.clone(), name.clone());
             self.owned.insert(name.clone(), Owned::new(kept, 0));
@@ -381,7 +383,8 @@ impl World {
             self.apply_or_log(turn, batch, name, event);
         }
         if known == Some(false) {
-            let what = "its resource, or the one of its generator or source";
+            let what = "its resource, or the one of its generator or source; versions from before are asked about and \
+                        revoked where they were made";
             batch.audit.push(entry(ENGINE, "changed", &format!("credential/{name}"), what));
         }
         let Some(owned) = self.owned.get_mut(name) else { return };
@@ -426,7 +429,8 @@ impl World {
         if owned.watch.is_none() && !owned.kept.state.is_deleted() {
             let files = owned.kept.plan.credential.files.clone();
             let newest = owned.newest_value();
-            owned.watch = Some(Watch::start(means, name.clone(), source, files, newest));
+            let origin = Origin::of(&owned.kept.plan);
+            owned.watch = Some(Watch::start(means, name.clone(), source, origin, files, newest));
         }
     }
 }

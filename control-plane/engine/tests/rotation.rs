@@ -563,6 +563,48 @@ async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
     stage.kill(engine).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_is_asked_about_and_revoked_where_it_was_minted_whatever_the_resource_says_now() {
+    let stage = Stage::new(2).await;
+    let on = |server: &str| {
+        std::fs::write(
+            stage.resources().join("orders.yaml"),
+            CREDENTIAL.replace("spec: {}", &format!("spec: {{host: {server}}}")),
+        )
+        .unwrap();
+    };
+    on("db1");
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let first = handle.credential(&name()).await.unwrap().versions[0].effect.unwrap();
+    on("db2");
+    until(&handle, 40, "the edit was taken", async |h| {
+        let rows = h.audit(0, 1000, None).await.unwrap().entries;
+        rows.iter().any(|row| row.action == "changed")
+    })
+    .await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    // Where it was minted is kept, not only remembered.
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.assert_sound();
+    {
+        let server = stage.server.lock().unwrap();
+        assert!(!server.roles[&first].alive, "it was revoked where it lives");
+        assert_eq!(server.roles[&first].at, "db1");
+        assert!(server.asked.contains(&("db1".to_owned(), first)), "{:?}", server.asked);
+        assert!(!server.asked.contains(&("db2".to_owned(), first)), "{:?}", server.asked);
+        let alive: Vec<_> = server.roles.values().filter(|role| role.alive).map(|role| &*role.at).collect();
+        assert_eq!(alive, ["db2"]);
+    }
+    stage.kill(engine).await;
+}
+
 /// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
 /// again. How many steps there were.
 async fn reverted_to(at: u64) -> u64 {

@@ -39,18 +39,23 @@ pub struct Server {
     pub reverted: bool,
     /// The password of a role that was there before us.
     pub existing: Option<String>,
+    /// Where each version was asked about: the server's name, and the effect that minted it.
+    pub asked: BTreeSet<(String, EffectId)>,
     /// Passwords that applications have loaded right now, by host.
     pub loaded: HashMap<HostId, String>,
 }
 
 pub struct Role {
     pub password: String,
+    /// Which server it lives on.
+    pub at: String,
     pub alive: bool,
     mark: Mark,
 }
 
+/// Mints on the server that its spec names; on another one its roles are unknown.
 #[derive(Clone, Default)]
-pub struct FakeGenerator(pub Arc<Mutex<Server>>);
+pub struct FakeGenerator(pub Arc<Mutex<Server>>, pub String);
 
 impl FakeGenerator {
     fn once(&self, what: &'static str, effect: EffectId) -> Result<(), Failure> {
@@ -96,7 +101,8 @@ impl Generator for FakeGenerator {
                 Some(_) => {}
                 None => {
                     server.minted += 1;
-                    server.roles.insert(mark.effect, Role { password, alive: true, mark: mark.clone() });
+                    let at = self.1.clone();
+                    server.roles.insert(mark.effect, Role { password, at, alive: true, mark: mark.clone() });
                 }
             }
             drop(server);
@@ -110,7 +116,7 @@ impl Generator for FakeGenerator {
             let server = self.0.lock().unwrap();
             let password = value.expose_text("password").unwrap_or_default();
             match server.roles.get(&effect) {
-                Some(role) if role.alive && role.password == password => Ok(()),
+                Some(role) if role.alive && role.at == self.1 && role.password == password => Ok(()),
                 None if server.existing.as_deref() == Some(password) => Ok(()),
                 _ => Err(Failure::refused("the server refuses the login")),
             }
@@ -120,6 +126,7 @@ impl Generator for FakeGenerator {
     fn sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
             self.once("sessions", effect)?;
+            self.0.lock().unwrap().asked.insert((self.1.clone(), effect));
             Ok(Some(0))
         })
     }
@@ -133,11 +140,15 @@ impl Generator for FakeGenerator {
             self.once("revoke", effect)?;
             let mut server = self.0.lock().unwrap();
             let loaded: Vec<String> = server.loaded.values().cloned().collect();
-            let used = server.roles.get(&effect).is_some_and(|role| loaded.contains(&role.password));
+            let used = server
+                .roles
+                .get(&effect)
+                .is_some_and(|role| role.at == self.1 && loaded.contains(&role.password));
             if used {
                 server.violations.push(format!("{effect} was revoked while an application had it"));
             }
             if let Some(role) = server.roles.get_mut(&effect)
+                && role.at == self.1
                 && role.alive
             {
                 role.alive = false;
@@ -151,7 +162,7 @@ impl Generator for FakeGenerator {
     fn orphans<'a>(&'a self, _: &'a str) -> Answer<'a, Vec<Marked>> {
         Box::pin(async move {
             let server = self.0.lock().unwrap();
-            let alive = server.roles.values().filter(|role| role.alive);
+            let alive = server.roles.values().filter(|role| role.alive && role.at == self.1);
             Ok(alive.map(|role| Marked { mark: role.mark.clone(), name: "role".into() }).collect())
         })
     }
@@ -244,8 +255,9 @@ impl StoreTarget for Shelf {
 }
 
 impl Makers for FakeMakers {
-    fn generator(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
-        Ok(Arc::new(self.0.clone()))
+    fn generator(&self, _: &str, spec: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
+        let at = spec.get("host").and_then(|host| host.as_str()).unwrap_or_default();
+        Ok(Arc::new(FakeGenerator(self.0.0.clone(), at.to_owned())))
     }
 
     fn source(&self, kind: &str, spec: &serde_json::Value) -> Result<Arc<dyn Source>, SpecError> {
@@ -757,7 +769,10 @@ impl Stage {
             anchor: self.anchor.clone(),
             earlier_keys: Vec::<VerifyingKey>::new(),
             resources: self.resources(),
-            makers: Arc::new(FakeMakers(FakeGenerator(self.server.clone()), self.shelf.clone())),
+            makers: Arc::new(FakeMakers(
+                FakeGenerator(self.server.clone(), String::new()),
+                self.shelf.clone(),
+            )),
             road: self.road.clone(),
             reachable,
         };
