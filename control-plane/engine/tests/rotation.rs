@@ -544,6 +544,54 @@ async fn a_cloned_machine_is_named_as_incomplete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_begins_no_epoch_by_contradicting_its_original() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    // From here on nobody speaks for it but the test.
+    host.lock().unwrap().frozen = true;
+    for _ in 0..3 {
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+        let clone = host.lock().unwrap().report_of_a_snapshot(2);
+        handle.report(clone, id).await.unwrap();
+        assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+        assert_eq!(handle.status().await.unwrap().epoch.counter, 1, "our own acknowledgement is known to us");
+    }
+    let view = handle.credential(&name()).await.unwrap();
+    assert!(view.versions.iter().all(|version| version.holds.is_empty()), "{view:?}");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_was_reverted_far_is_named_as_incomplete() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    host.lock().unwrap().frozen = true;
+    for _ in 0..80 {
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+    }
+    let old = host.lock().unwrap().report_of_a_snapshot(70);
+    handle.report(old, id).await.unwrap();
+    assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+    assert_eq!(handle.status().await.unwrap().epoch.counter, 1);
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
     let stage = Stage::new(1).await;
     let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";

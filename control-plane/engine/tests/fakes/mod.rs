@@ -482,6 +482,22 @@ impl FakeHost {
         }])
     }
 
+    /// What this machine says after it was put back to a snapshot from `reports` reports ago.
+    pub fn report_of_a_snapshot(&mut self, reports: u64) -> Frame {
+        let (sequence, acknowledged) = (self.sequence, self.acknowledged.take());
+        let (reported, unacknowledged) = (self.reported.clone(), self.unacknowledged.take());
+        self.sequence -= reports;
+        let frame = self.report_with_another_boot();
+        (self.sequence, self.acknowledged) = (sequence, acknowledged);
+        (self.reported, self.unacknowledged) = (reported, unacknowledged);
+        frame
+    }
+
+    /// Takes an acknowledgement as it came for a report that a test sent itself.
+    pub fn take_acknowledgement(&mut self, frame: Frame) {
+        self.acknowledged(frame);
+    }
+
     /// The application ends: nobody holds anything on this host any more.
     pub fn stop_application(&mut self) {
         self.loaded = None;
