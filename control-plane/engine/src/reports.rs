@@ -134,7 +134,10 @@ impl World {
         contradicted: bool,
     ) {
         let target = id.target();
-        self.connected(turn, batch, id, true);
+        // That it speaks is no proof that it can be spoken to: the road finds that out.
+        if self.hosts.get(&id).is_some_and(|host| !host.reachable) {
+            self.post.road.nudge(&id);
+        }
         for (set, snapshot) in &verified.report().sets {
             let Some(name) = self.sets.get(set).cloned() else { continue };
             let report = SetReport { sequence: snapshot.sequence.saturating_add(lead), ..snapshot.clone() };

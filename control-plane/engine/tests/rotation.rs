@@ -198,6 +198,34 @@ async fn a_frozen_host_keeps_the_old_version_alive_and_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_reports_and_cannot_be_reached_stops_nobody_else() {
+    let stage = Stage::new(3).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let deaf = stage.host(2);
+    let id = deaf.lock().unwrap().id;
+    deaf.lock().unwrap().deaf = true;
+    until(&handle, 20, "the road says that it is away", async |h| {
+        h.host("h2").await.unwrap().summary.phase == HostPhase::Silent
+    })
+    .await;
+    rotate(&handle).await;
+    until(&handle, 10, "the rollout ends without it, whatever it says meanwhile", async |h| {
+        let frame = deaf.lock().unwrap().signed_report();
+        h.report(frame, id).await.unwrap();
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.adopted == 2 && view.rollout.is_none()
+    })
+    .await;
+    assert_eq!(stage.alive(), 2, "it keeps the old version alive all the same");
+    deaf.lock().unwrap().deaf = false;
+    until(&handle, 60, "it catches up and the first is retired", async |h| settled(h, 2).await).await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_credential_whose_resource_vanishes_is_served_and_never_retired() {
     let stage = Stage::new(2).await;
     let engine = stage.start(Steps::default()).await;

@@ -299,6 +299,8 @@ pub struct FakeHost {
     unacknowledged: Option<Frame>,
     /// While set, nothing reaches it and nothing comes from it.
     pub frozen: bool,
+    /// While set, nothing reaches it, and it reports all the same.
+    pub deaf: bool,
     server: Arc<Mutex<Server>>,
 }
 
@@ -332,6 +334,7 @@ impl FakeHost {
             reported: None,
             unacknowledged: None,
             frozen: false,
+            deaf: false,
             server,
         }
     }
@@ -645,6 +648,7 @@ pub struct FakeRoad {
     /// Of each host every second push is lost, the answer of every third.
     pub lossy: bool,
     pushes: Mutex<BTreeMap<HostId, u32>>,
+    told: Told,
 }
 
 impl Road for FakeRoad {
@@ -652,7 +656,14 @@ impl Road for FakeRoad {
 
     fn forget(&self, _: &HostId) {}
 
-    fn nudge(&self, _: &HostId) {}
+    /// The dial of a host that cannot be reached fails once more.
+    fn nudge(&self, host: &HostId) {
+        let deaf = self.hosts.get(host).is_some_and(|host| host.lock().unwrap().deaf);
+        if let Some(tell) = self.told.lock().unwrap().as_ref().filter(|_| deaf) {
+            // The channel is never full in a test; when the engine is gone there is nobody to tell.
+            let _ = tell.try_send((*host, false));
+        }
+    }
 
     fn push<'a>(
         &'a self,
@@ -671,7 +682,7 @@ impl Road for FakeRoad {
                 return Err(lost());
             }
             let mut host = self.hosts[&address.host].lock().unwrap();
-            if host.frozen {
+            if host.frozen || host.deaf {
                 return Err(lost());
             }
             let report = host.take(&frames);
@@ -763,9 +774,10 @@ impl Stage {
             enrol(&store, &host).await;
             all.insert(host.id, Arc::new(Mutex::new(host)));
         }
-        let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default() });
         let handle = Arc::new(Mutex::new(None));
-        let reachable = Arc::new(Mutex::new(None));
+        let reachable = Told::default();
+        let told = reachable.clone();
+        let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default(), told });
         let pump = tokio::spawn(pump(road.clone(), handle.clone(), reachable.clone()));
         let order_seed = *order_key.expose_seed().unwrap();
         Self { directory, server, road, shelf: Shelf::default(), anchor, order_seed, handle, reachable, pump }
@@ -882,7 +894,7 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
             }
         }
         for (id, host) in &road.hosts {
-            let (frozen, frame) = {
+            let (away, frame) = {
                 let mut host = host.lock().unwrap();
                 if !host.frozen {
                     host.tick();
@@ -891,12 +903,12 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
                     host.report(vec![]);
                 }
                 let frame = host.unacknowledged.clone().filter(|_| !host.frozen);
-                (host.frozen, frame)
+                (host.frozen || host.deaf, frame)
             };
             if let Some(tell) = &tell
-                && told.insert(*id, !frozen) != Some(!frozen)
+                && told.insert(*id, !away) != Some(!away)
             {
-                let _ = tell.send((*id, !frozen)).await;
+                let _ = tell.send((*id, !away)).await;
             }
             let engine = handle.lock().unwrap().clone();
             let (Some(frame), Some(engine)) = (frame, engine) else { continue };
