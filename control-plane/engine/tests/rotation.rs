@@ -396,6 +396,29 @@ async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
+    let stage = Stage::new(2).await;
+    let outside = stage.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("password"), "first").unwrap();
+    let resource = SOURCED.replace("PATH", outside.to_str().unwrap());
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let steps = Steps::default();
+    steps.fail_next("keep a value");
+    let engine = stage.start(steps.clone()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "the first value is active", async |h| settled(h, 1).await).await;
+    steps.fail_next("keep a value");
+    std::fs::write(outside.join("password"), "second").unwrap();
+    until(&handle, 10, "the second value is active", async |h| {
+        h.credential(&name()).await.unwrap().summary.current == Some(Version::new(1, 2))
+    })
+    .await;
+    assert!(handle.status().await.unwrap().resource_faults.is_empty());
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_otherwise() {
     let stage = Stage::new(2).await;
     let resource = CREDENTIAL.replace("  targets:", "  first: import\n  targets:");
