@@ -25,7 +25,12 @@ pub(crate) enum Inside {
     /// A source does not answer, with its words, or answers again.
     SourceFault { name: CredentialName, fault: Option<String> },
     /// A store target did what it was ordered, or was asked.
-    Store { name: CredentialName, target: TargetId, outcome: Result<StoreProgress, String> },
+    Store {
+        name: CredentialName,
+        target: TargetId,
+        progress: Box<StoreProgress>,
+        outcome: Result<(), String>,
+    },
     /// The resources were read again.
     Resources(Box<resources::Resources>),
 }

@@ -15,7 +15,7 @@ use crate::effects::{Job, carry_out};
 use crate::handle::{HandleError, Message, Verb, View};
 use crate::inside::Inside;
 use crate::lane::Wanted;
-use crate::stores::{Desk, Task};
+use crate::stores::{Desk, StorePlace, StoreProgress, Task};
 use crate::value::Content;
 use crate::world::{Host, Owned, World};
 
@@ -166,7 +166,9 @@ impl World {
                     owned.source_fault = fault;
                 }
             }
-            Inside::Store { name, target, outcome } => self.store_ended(turn, batch, &name, &target, outcome),
+            Inside::Store { name, target, progress, outcome } => {
+                self.store_ended(turn, batch, &name, &target, *progress, outcome);
+            }
             Inside::Resources(resources) => self.take_resources(turn, batch, *resources),
         }
     }
@@ -753,35 +755,44 @@ impl World {
 
     /// Gives each store target that is free its next task.
     fn send_stores(&mut self) {
-        let now = Instant::now();
-        for (name, owned) in &mut self.owned {
-            let Some(equipment) = owned.equipment.as_ref().filter(|equipment| !equipment.stores.is_empty())
-            else {
-                continue;
-            };
-            for (target, store_target) in &equipment.stores {
-                let waits = owned.store_again.get(target).is_some_and(|(at, _)| *at > now);
-                if waits || owned.at_store.contains(target) {
-                    continue;
-                }
-                let Some(task) = next_task(owned.kept.state.outbox(), owned.kept.state.epoch(), target)
-                else {
-                    continue;
+        let makers = self.makers.clone();
+        let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
+        for name in names {
+            let Some(owned) = self.owned.get_mut(&name) else { continue };
+            for (target, place) in owned.store_places() {
+                let Some((progress, task)) = owned.next_at_store(&target, &place) else { continue };
+                let places = progress.places();
+                let made: Result<BTreeMap<_, _>, backends::SpecError> = places
+                    .map(|(number, place)| Ok((number, makers.store_target(&place.kind, &place.spec)?)))
+                    .collect();
+                let places = match made {
+                    Ok(places) => places,
+                    Err(error) => {
+                        tracing::warn!(credential = %name, %target, %error, "a store target cannot be used");
+                        owned.store_again.insert(target, (Instant::now() + AGAIN_MAX, 0));
+                        continue;
+                    }
                 };
                 owned.at_store.insert(target.clone());
                 let desk = Desk {
                     installation: self.means.installation.clone(),
                     store: self.means.store.clone(),
                     name: name.clone(),
-                    target: store_target.clone(),
+                    places,
+                    versions: owned
+                        .kept
+                        .state
+                        .versions()
+                        .map(|view| (view.minted_by, view.version))
+                        .collect(),
                 };
-                let progress = owned.kept.stores.get(target).cloned().unwrap_or_default();
                 let (loop_, steps) = (self.means.loop_.clone(), self.means.store.steps().clone());
-                let (name, target) = (name.clone(), target.clone());
+                let name = name.clone();
                 tokio::spawn(async move {
-                    let outcome = progress.carry_out(&desk, &task).await;
+                    let (progress, outcome) = progress.carry_out(&desk, &task).await;
                     if steps.reached("store target") {
-                        drop(loop_.send(Message::inside(Inside::Store { name, target, outcome })).await);
+                        let told = Inside::Store { name, target, progress: Box::new(progress), outcome };
+                        drop(loop_.send(Message::inside(told)).await);
                     }
                 });
             }
@@ -794,15 +805,18 @@ impl World {
         batch: &mut Batch,
         name: &CredentialName,
         target: &TargetId,
-        outcome: Result<crate::stores::StoreProgress, String>,
+        progress: StoreProgress,
+        outcome: Result<(), String>,
     ) {
         let Some(owned) = self.owned.get_mut(name) else { return };
         owned.at_store.remove(target);
+        let report = progress.report();
+        owned.kept.stores.insert(target.clone(), progress);
+        // Also after a failure: what was written and found on the way is kept.
+        batch.dirty.insert(name.clone());
         match outcome {
-            Ok(progress) => {
+            Ok(()) => {
                 owned.store_again.remove(target);
-                let report = progress.report();
-                owned.kept.stores.insert(target.clone(), progress);
                 self.apply_or_log(turn, batch, name, Event::Connected { target: target.clone() });
                 self.apply_or_log(turn, batch, name, Event::Reported { target: target.clone(), report });
                 self.pause_store(name, target);
@@ -822,7 +836,7 @@ impl World {
     /// What is still wanted after it was done (a refusal, a seal that has to wait) is not done again at once.
     fn pause_store(&mut self, name: &CredentialName, target: &TargetId) {
         let Some(owned) = self.owned.get_mut(name) else { return };
-        let refused = owned.kept.stores.get(target).map(crate::stores::StoreProgress::report);
+        let refused = owned.kept.stores.get(target).map(StoreProgress::report);
         let waits = refused.is_some_and(|report| report.refused.is_some() || !report.not_gone.is_empty());
         if waits {
             owned.store_again.insert(target.clone(), (Instant::now() + AGAIN_MAX / 6, 0));
@@ -844,6 +858,37 @@ impl Batch {
 impl Turn {
     pub(crate) const fn at(now: lifecycle::Millis) -> Self {
         Self { now }
+    }
+}
+
+impl Owned {
+    /// The store targets, each with the path that the resource names, or named before it was edited.
+    fn store_places(&self) -> BTreeMap<TargetId, StorePlace> {
+        let none = self.kept.stores.is_empty() && self.kept.plan.credential.stores.is_empty();
+        if self.equipment.is_none() || none {
+            return BTreeMap::new();
+        }
+        let dropped = self.kept.stores.iter();
+        let dropped =
+            dropped.filter_map(|(target, progress)| Some((target.clone(), progress.place()?.clone())));
+        let mut places: BTreeMap<TargetId, StorePlace> = dropped.collect();
+        places.extend(self.kept.plan.store_places());
+        places
+    }
+
+    /// What is to be done at a store target now, if it is free.
+    fn next_at_store(&self, target: &TargetId, place: &StorePlace) -> Option<(StoreProgress, Task)> {
+        let waits = self.store_again.get(target).is_some_and(|(at, _)| *at > Instant::now());
+        if waits || self.at_store.contains(target) {
+            return None;
+        }
+        let known = self.kept.stores.get(target);
+        let moved = known.is_some_and(|progress| progress.is_news(place));
+        let task = next_task(self.kept.state.outbox(), self.kept.state.epoch(), target);
+        let task = task.or_else(|| moved.then_some(Task::Look))?;
+        let mut progress = known.cloned().unwrap_or_default();
+        progress.settle_at(place);
+        Some((progress, task))
     }
 }
 

@@ -107,6 +107,12 @@ impl Owned {
             }
             kept.origins = Some(origins);
         }
+        let places = kept.plan.store_places();
+        for (target, progress) in kept.stores.iter_mut().filter(|(_, progress)| progress.is_nowhere()) {
+            if let Some(place) = places.get(target) {
+                progress.settle_at(place);
+            }
+        }
         Self {
             kept,
             revision,

@@ -704,6 +704,36 @@ async fn a_version_is_asked_about_and_revoked_where_it_was_minted_whatever_the_r
     stage.kill(engine).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_path_that_was_edited_is_emptied_where_it_was() {
+    let stage = Stage::new(1).await;
+    let at = |spec: &str| {
+        let target = format!(
+            "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {{name: k}}\nspec: {spec}\n---\n"
+        );
+        let stores = "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n";
+        let credential = CREDENTIAL.replace("    hosts:\n", stores);
+        std::fs::write(stage.resources().join("orders.yaml"), format!("{target}{credential}")).unwrap();
+    };
+    at("{}");
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let first = stage.shelf.current_password();
+    assert!(first.is_some());
+    at("{path: other}");
+    until(&handle, 40, "the first stands at the other path too", async |h| {
+        stage.other_shelf.current_password() == first && settled(h, 1).await
+    })
+    .await;
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    assert_eq!(stage.shelf.readable(), Vec::<String>::new(), "nothing is left at the path before");
+    assert_eq!(stage.other_shelf.readable().len(), 1);
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
 /// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
 /// again. How many steps there were.
 async fn reverted_to(at: u64) -> u64 {

@@ -183,7 +183,7 @@ impl VersionKeyBytes {
 }
 
 /// Makes the fake generator whatever is asked for.
-pub struct FakeMakers(pub FakeGenerator, pub Shelf);
+pub struct FakeMakers(pub FakeGenerator, pub Shelf, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
@@ -265,8 +265,9 @@ impl Makers for FakeMakers {
         backends::build_source(kind, spec, secrets)
     }
 
-    fn store_target(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
-        Ok(Arc::new(self.1.clone()))
+    fn store_target(&self, _: &str, spec: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
+        let other = spec.get("path").is_some_and(|path| path == "other");
+        Ok(Arc::new(if other { self.2.clone() } else { self.1.clone() }))
     }
 }
 
@@ -706,6 +707,8 @@ pub struct Stage {
     pub server: Arc<Mutex<Server>>,
     pub road: Arc<FakeRoad>,
     pub shelf: Shelf,
+    /// What stands at the path `other`.
+    pub other_shelf: Shelf,
     pub anchor: TrustAnchor,
     order_seed: [u8; 32],
     handle: Arc<Mutex<Option<Handle>>>,
@@ -780,7 +783,18 @@ impl Stage {
         let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default(), told });
         let pump = tokio::spawn(pump(road.clone(), handle.clone(), reachable.clone()));
         let order_seed = *order_key.expose_seed().unwrap();
-        Self { directory, server, road, shelf: Shelf::default(), anchor, order_seed, handle, reachable, pump }
+        Self {
+            directory,
+            server,
+            road,
+            shelf: Shelf::default(),
+            other_shelf: Shelf::default(),
+            anchor,
+            order_seed,
+            handle,
+            reachable,
+            pump,
+        }
     }
 
     pub async fn start(&self, steps: Steps) -> Engine {
@@ -800,6 +814,7 @@ impl Stage {
             makers: Arc::new(FakeMakers(
                 FakeGenerator(self.server.clone(), String::new()),
                 self.shelf.clone(),
+                self.other_shelf.clone(),
             )),
             road: self.road.clone(),
             reachable,
