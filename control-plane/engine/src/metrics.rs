@@ -89,6 +89,7 @@ struct Inner {
     stuck: Gauge,
     resource_faults: Gauge,
     sources_silent: Gauge,
+    safe_to_delete: Counter,
     flip_reported: Histogram,
     flip_skew: Histogram,
     revoke_delay: Histogram,
@@ -111,6 +112,7 @@ impl Metrics {
             stuck: Gauge::default(),
             resource_faults: Gauge::default(),
             sources_silent: Gauge::default(),
+            safe_to_delete: Counter::default(),
             flip_reported: seconds(),
             flip_skew: seconds(),
             revoke_delay: seconds(),
@@ -129,6 +131,11 @@ impl Metrics {
         r.register("stuck", "What cannot go on without an operator", inner.stuck.clone());
         r.register("resource_faults", "Resources that were not taken", inner.resource_faults.clone());
         r.register("sources_silent", "Sources that do not answer", inner.sources_silent.clone());
+        r.register(
+            "safe_to_delete",
+            "Versions of sources that nobody holds any more and that may be deleted there",
+            inner.safe_to_delete.clone(),
+        );
         r.register(
             "flip_reported_seconds",
             "From the agreed instant to the report that shows the flip, by target",
@@ -197,6 +204,10 @@ impl Metrics {
         self.0.stuck.set(stuck);
         self.0.resource_faults.set(resource_faults);
         self.0.sources_silent.set(sources_silent);
+    }
+
+    pub(crate) fn safe_to_delete(&self) {
+        self.0.safe_to_delete.inc();
     }
 
     pub(crate) fn flip_reported(&self, after: Duration) {

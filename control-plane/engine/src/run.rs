@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use backends::Retiring;
 use lifecycle::credential::{Effect, EffectKind, Event, Input, Rotate, RotateReason};
 use lifecycle::{CredentialName, EffectId, TargetId, Version};
 use protocol::{HostId, UnixMillis};
@@ -11,6 +12,7 @@ use store::{Audit, Commit, CredentialRow, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::{ENGINE, entry};
+use crate::catalogue::Brings;
 use crate::effects::{Job, carry_out};
 use crate::handle::{HandleError, Message, Verb, View};
 use crate::inside::Inside;
@@ -237,6 +239,11 @@ impl World {
             });
         }
         let rotates = matches!(verb, Verb::Rotate { .. });
+        if let Verb::Rotate { compromised, .. } = verb
+            && let Some(refused) = self.rotated_elsewhere(name, compromised)
+        {
+            return Err(refused);
+        }
         let (action, detail, event) = described(verb, actor);
         self.apply(turn, batch, name, event)?;
         if let (true, Some(owned)) = (rotates, self.owned.get_mut(name)) {
@@ -244,6 +251,25 @@ impl World {
         }
         batch.audit.push(entry(actor, action, &format!("credential/{name}"), &detail));
         Ok(())
+    }
+
+    /// What a source brings is rotated there, and nowhere else.
+    pub(crate) fn rotated_elsewhere(&self, name: &CredentialName, compromised: bool) -> Option<HandleError> {
+        let backing = &self.owned.get(name)?.kept.plan.credential.backing;
+        let Backing::Source(source) = backing else { return None };
+        let action = if compromised {
+            format!(
+                "revoke the old value where it was made, rotate it there, then `esoctl source refresh {name}`; whoever \
+                 still holds the old one is listed by `esoctl holders list`"
+            )
+        } else {
+            format!("rotate it there, then `esoctl source refresh {name}`")
+        };
+        Some(HandleError::Refused {
+            code: "rotated_at_source".to_owned(),
+            message: format!("the values of {name} come from the source {source}: we cannot mint one"),
+            action,
+        })
     }
 
     async fn import(
@@ -323,9 +349,14 @@ impl World {
             _ => None,
         };
         let dying = self.dying(name, effect);
+        let notice = revoked.and_then(|minted_by| self.safe_to_delete(name, minted_by));
         self.apply_or_log(turn, batch, name, event);
         if let Some(dying) = dying {
             self.note_revoked(name, dying);
+        }
+        if let Some(detail) = notice {
+            self.metrics.safe_to_delete();
+            batch.audit.push(entry(ENGINE, "safe_to_delete", &format!("credential/{name}"), &detail));
         }
         if let (Some(minted_by), Some(owned)) = (revoked, self.owned.get_mut(name)) {
             owned.kept.revisions.remove(&minted_by);
@@ -333,6 +364,23 @@ impl World {
                 batch.forget.push((name.clone(), minted_by));
             }
         }
+    }
+
+    /// What whoever rotates at the source is told of a version that nobody has any more, where the source says so.
+    fn safe_to_delete(&mut self, name: &CredentialName, minted_by: EffectId) -> Option<String> {
+        let makers = self.makers.clone();
+        let owned = self.owned.get_mut(name)?;
+        let version = owned.kept.state.versions().find(|view| view.minted_by == minted_by)?.version;
+        let places = owned.places_of(minted_by, makers.as_ref()).ok()?;
+        let notify =
+            |place: &Brings| matches!(place, Brings::Source(source) if source.retiring() == Retiring::Notify);
+        if !places.iter().any(notify) {
+            return None;
+        }
+        let at_source = owned.kept.revisions.get(&minted_by);
+        let at_source =
+            at_source.map_or_else(String::new, |number| format!(", revision {number} at its source"));
+        Some(format!("version {version}{at_source}: nobody holds it any more"))
     }
 
     // --- hosts ---

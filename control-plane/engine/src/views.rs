@@ -360,6 +360,11 @@ impl World {
                 false
             }
         };
+        let elsewhere = self.rotated_elsewhere(name, compromised);
+        let accepted = accepted && elsewhere.is_none();
+        if let Some(HandleError::Refused { message, action, .. }) = elsewhere {
+            reasons.push(format!("{message}: {action}"));
+        }
         if owned.kept.state.is_starting() {
             reasons.push("it would wait until the targets have answered".to_owned());
         }

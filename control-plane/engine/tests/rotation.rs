@@ -384,6 +384,18 @@ async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
         on(h, 2, "second").await
     })
     .await;
+    let rows = handle.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap().entries;
+    let told: Vec<_> = rows.iter().filter(|row| row.action == "safe_to_delete").collect();
+    assert!(matches!(told[..], [row] if row.detail.starts_with("version 1:")), "{told:?}");
+    assert!(handle.metrics().encode().contains("eso_safe_to_delete_total 1"));
+    for compromised in [false, true] {
+        let dry = handle.rotate_dry_run(&name(), compromised).await.unwrap();
+        assert!(!dry.accepted && dry.reasons.iter().any(|why| why.contains("source refresh")), "{dry:?}");
+        let refused = handle.rotate("operator:alice", &name(), compromised, None).await.unwrap_err();
+        assert_eq!(refused.problem().code, "rotated_at_source");
+        assert!(refused.problem().action.contains("esoctl source refresh orders-db"));
+    }
+    assert!(handle.status().await.unwrap().stuck.is_empty());
     drop(handle);
     stage.kill(engine).await;
 
