@@ -31,6 +31,8 @@ pub(crate) enum Inside {
         progress: Box<StoreProgress>,
         outcome: Result<(), String>,
     },
+    /// The audit log was altered outside of us.
+    AuditBroken(store::AuditBroken),
     /// The resources were read again.
     Resources(Box<resources::Resources>),
 }

@@ -9,6 +9,7 @@
 mod audit;
 mod catalogue;
 mod clock;
+mod deliveries;
 mod effects;
 mod figures;
 mod handle;

@@ -142,7 +142,7 @@ impl World {
             let Some(name) = self.sets.get(set).cloned() else { continue };
             let report = SetReport { sequence: snapshot.sequence.saturating_add(lead), ..snapshot.clone() };
             self.note_flip(&name, &target, &report);
-            self.apply_or_log(turn, batch, &name, Event::Reported { target: target.clone(), report });
+            self.reported(turn, batch, &name, &target, report);
             if contradicted {
                 self.apply_or_log(turn, batch, &name, Event::Incomplete { target: target.clone() });
             }

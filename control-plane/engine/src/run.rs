@@ -171,8 +171,17 @@ impl World {
             Inside::Store { name, target, progress, outcome } => {
                 self.store_ended(turn, batch, &name, &target, *progress, outcome);
             }
+            Inside::AuditBroken(broken) => self.audit_is_broken(batch, &broken),
             Inside::Resources(resources) => self.take_resources(turn, batch, *resources),
         }
+    }
+
+    /// Whoever altered it may have had a reason to: everybody is told, and everything goes on.
+    fn audit_is_broken(&mut self, batch: &mut Batch, broken: &store::AuditBroken) {
+        tracing::error!(%broken, "the audit log cannot be relied on: compare it with a backup");
+        self.metrics.audit_broken();
+        batch.audit.push(entry(ENGINE, "audit_broken", "installation", &broken.to_string()));
+        self.audit_broken = Some(broken.to_string());
     }
 
     // --- events ---
@@ -866,7 +875,7 @@ impl World {
             Ok(()) => {
                 owned.store_again.remove(target);
                 self.apply_or_log(turn, batch, name, Event::Connected { target: target.clone() });
-                self.apply_or_log(turn, batch, name, Event::Reported { target: target.clone(), report });
+                self.reported(turn, batch, name, target, report);
                 self.pause_store(name, target);
             }
             Err(words) => {

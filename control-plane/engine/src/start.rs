@@ -108,7 +108,8 @@ impl Engine {
         }
         let helpers = vec![
             tokio::spawn(pass_on(settings.reachable, messages.clone())),
-            tokio::spawn(watch_resources(directory, resources, messages)),
+            tokio::spawn(watch_resources(directory, resources, messages.clone())),
+            tokio::spawn(verify_audit(settings.store, messages)),
         ];
         let task = tokio::spawn(crate::run::run(world, inbox, tell, Batch::default()));
         Ok(Self { handle, task, helpers })
@@ -150,6 +151,16 @@ async fn pass_on(mut reachable: Reachable, messages: mpsc::Sender<Message>) {
         if messages.send(Message::inside(Inside::Reachable { host, reachable })).await.is_err() {
             return;
         }
+    }
+}
+
+/// Walks the audit log once. A long one takes its time, and nothing waits for it.
+async fn verify_audit(store: Store, messages: mpsc::Sender<Message>) {
+    match store.audit_verify().await {
+        Ok(Ok(rows)) => tracing::info!(rows, "the audit log is whole"),
+        // When the engine is gone there is nobody to tell.
+        Ok(Err(broken)) => drop(messages.send(Message::inside(Inside::AuditBroken(broken))).await),
+        Err(error) => tracing::error!(%error, "failed to verify the audit log"),
     }
 }
 
@@ -224,6 +235,7 @@ impl World {
             means,
             post,
             metrics,
+            audit_broken: None,
             own_keys,
         };
         for row in store.credentials().await? {

@@ -111,7 +111,12 @@ impl World {
             let file = owned.kept.plan.credential.backing.reference().to_string();
             Some(ResourceFault { file, line: None, message: format!("the source of {name}: {words}") })
         });
-        faults.chain(sources).collect()
+        let audit = self.audit_broken.iter().map(|words| ResourceFault {
+            file: "the audit log".to_owned(),
+            line: None,
+            message: format!("{words}: compare it with a backup"),
+        });
+        audit.chain(faults).chain(sources).collect()
     }
 
     pub(crate) fn summaries(&self) -> Vec<CredentialSummary> {

@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) means: Arc<Means>,
     pub(crate) post: Arc<Post>,
     pub(crate) metrics: Metrics,
+    /// Where the audit log does not fit together.
+    pub(crate) audit_broken: Option<String>,
     /// Every key that ever signed for this installation.
     pub(crate) own_keys: Vec<VerifyingKey>,
 }
@@ -79,6 +81,8 @@ pub(crate) struct Owned {
     pub(crate) selected: Option<BTreeMap<TargetId, lifecycle::credential::Selection>>,
     pub(crate) watch: Option<Watch>,
     pub(crate) source_fault: Option<String>,
+    /// Adoptions that the audit log has since the start.
+    pub(crate) told_adopted: BTreeSet<(TargetId, Version)>,
     /// The flip that is looked at.
     pub(crate) flip: Option<Flip>,
 }
@@ -126,6 +130,7 @@ impl Owned {
             selected: None,
             watch: None,
             source_fault: None,
+            told_adopted: BTreeSet::new(),
             flip: None,
         }
     }

@@ -44,6 +44,13 @@ async fn a_rotation_ends_with_the_old_version_revoked() {
     }
     let audit = handle.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap();
     assert!(audit.entries.iter().any(|entry| entry.action == "rotate" && entry.actor == "operator:alice"));
+    for (word, version) in [("adopted", 1), ("adopted", 2), ("gone", 1)] {
+        let told = |host: &str| {
+            let detail = format!("version {version} on {host}");
+            audit.entries.iter().filter(|row| row.action == word && row.detail == detail).count()
+        };
+        assert_eq!([told("h0"), told("h1"), told("h2")], [1, 1, 1], "{word} {version}: {audit:#?}");
+    }
     let metrics = handle.metrics().encode();
     for figure in ["eso_revoke_delay_seconds_count 1", "eso_flip_skew_seconds_count 2"] {
         assert!(metrics.contains(figure), "{figure}: {metrics}");
@@ -743,6 +750,35 @@ async fn a_store_path_that_was_edited_is_emptied_where_it_was() {
     assert_eq!(stage.shelf.readable(), Vec::<String>::new(), "nothing is left at the path before");
     assert_eq!(stage.other_shelf.readable().len(), 1);
     stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_altered_audit_log_is_told_of_at_the_start_and_stops_nothing() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    assert!(handle.metrics().encode().contains("eso_audit_broken 0"));
+    drop(handle);
+    stage.kill(engine).await;
+    stage.close().await;
+    {
+        let database = rusqlite::Connection::open(stage.directory.path().join("state.db")).unwrap();
+        let altered = database.execute("UPDATE audit SET actor = 'nobody' WHERE sequence = 2", []);
+        assert_eq!(altered.unwrap(), 1);
+    }
+
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "it is told of", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.file == "the audit log" && fault.message.contains("row 2"))
+    })
+    .await;
+    assert!(handle.metrics().encode().contains("eso_audit_broken 1"));
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
     stage.kill(engine).await;
 }
 
