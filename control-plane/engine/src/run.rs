@@ -131,6 +131,10 @@ impl World {
                 let result = self.retire_host(turn, batch, &actor, host, &reason).await?;
                 batch.answer(reply, result);
             }
+            Message::RetireStore { actor, target, reason, reply } => {
+                let result = self.retire_store(turn, batch, &actor, &target, &reason);
+                batch.answer(reply, result);
+            }
             Message::Inside(inside) => self.take_inside(turn, batch, *inside),
         }
         Ok(())
@@ -468,6 +472,35 @@ impl World {
             self.select(turn, batch, &name);
         }
         Ok(Ok(()))
+    }
+
+    fn retire_store(
+        &mut self,
+        turn: &mut Turn,
+        batch: &mut Batch,
+        actor: &str,
+        target: &TargetId,
+        reason: &str,
+    ) -> Result<(), HandleError> {
+        let names = self.credentials_on(target);
+        let named_by = names.iter().find(|name| {
+            let owned = self.owned.get(*name);
+            owned.is_some_and(|owned| {
+                !owned.kept.state.is_orphaned() && owned.kept.plan.store_places().contains_key(target)
+            })
+        });
+        if let Some(name) = named_by {
+            return Err(HandleError::Refused {
+                code: "resource_exists".to_owned(),
+                message: format!("the resource of {name} still delivers to {target}"),
+                action: "take it out of the resource, then retire it".to_owned(),
+            });
+        }
+        batch.audit.push(entry(actor, "retire_store", &format!("target/{target}"), reason));
+        for name in names {
+            self.apply_or_log(turn, batch, &name, Event::HostRetired { target: target.clone() });
+        }
+        Ok(())
     }
 
     /// Tells a credential which targets are selected now, when that changed.

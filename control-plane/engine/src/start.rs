@@ -363,6 +363,11 @@ impl World {
                 ));
             }
         }
+        if let Some(target) = self.owned.get(name).and_then(|owned| owned.retired_store(plan)) {
+            return Some(format!(
+                "{target} was retired for {name} for good: give the store target another name"
+            ));
+        }
         let other = self.sets.get(set).filter(|other| *other != name)?;
         Some(format!("the set {set} is still that of the credential {other}"))
     }

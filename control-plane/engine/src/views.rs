@@ -318,6 +318,14 @@ impl World {
         Ok(HostDetail { summary: self.host_summary(id, host), reports: self.reports(&host.target) })
     }
 
+    /// A target that is no host and that any credential has, or had.
+    pub(crate) fn store_target(&self, named: &str) -> Result<TargetId, HandleError> {
+        let full = format!("store:{}", named.strip_prefix("store:").unwrap_or(named));
+        let targets = self.owned.values().flat_map(|owned| owned.kept.state.targets());
+        let found = targets.map(|view| view.target).find(|target| target.as_str() == full);
+        found.ok_or_else(|| HandleError::Missing(format!("a host or store target {named}")))
+    }
+
     fn host_by_name(&self, wanted: &str) -> Result<(HostId, &Host), HandleError> {
         let mut named: Vec<(HostId, &Host)> = self
             .hosts

@@ -214,6 +214,13 @@ impl Owned {
         Ok(equipped)
     }
 
+    /// A store target that a plan names although it was retired.
+    pub(crate) fn retired_store(&self, plan: &Plan) -> Option<TargetId> {
+        let places = plan.store_places();
+        let retired = self.kept.state.targets().filter(|view| view.retired);
+        retired.map(|view| view.target).find(|target| places.contains_key(target))
+    }
+
     /// Where the newest value that is known lies.
     pub(crate) fn newest_value(&self) -> Option<EffectId> {
         self.kept.state.versions().last().map(|view| view.minted_by)

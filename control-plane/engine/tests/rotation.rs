@@ -782,6 +782,50 @@ async fn an_altered_audit_log_is_told_of_at_the_start_and_stops_nothing() {
     stage.kill(engine).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_target_that_was_taken_away_is_excused_or_retired_by_its_name() {
+    let stage = Stage::new(1).await;
+    let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
+    let credential =
+        CREDENTIAL.replace("    hosts:\n", "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n");
+    let file = stage.resources().join("orders.yaml");
+    std::fs::write(&file, format!("{target}{credential}")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let store = handle.store_target("VaultKv/k").await.unwrap();
+    assert_eq!(handle.store_target("store:VaultKv/k").await.unwrap(), store);
+    assert_eq!(handle.store_target("h0").await.unwrap_err().problem().code, "not_found");
+    let early = handle.retire_store("operator:alice", store.clone(), "gone").await.unwrap_err();
+    assert_eq!(early.problem().code, "resource_exists");
+    stage.shelf.take_away();
+    std::fs::write(&file, CREDENTIAL).unwrap();
+    until(&handle, 40, "it is not delivered to any more", async |h| {
+        h.credential(&name()).await.unwrap().summary.targets == 1
+    })
+    .await;
+    rotate(&handle).await;
+    let first = Version::new(1, 1);
+    until(&handle, 30, "it keeps the first version alive", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        let why = h.why(&name(), first).await.unwrap();
+        view.summary.current == Some(Version::new(1, 2))
+            && view.rollout.is_none()
+            && why.blockers.iter().any(|blocker| blocker.name.as_deref() == Some("store:VaultKv/k"))
+    })
+    .await;
+    handle.excuse("operator:alice", &name(), store.clone(), first, "switched off").await.unwrap();
+    handle.retire_store("operator:alice", store, "switched off").await.unwrap();
+    until(&handle, 30, "nothing waits for it", async |h| settled(h, 2).await).await;
+    std::fs::write(&file, format!("{target}{credential}")).unwrap();
+    until(&handle, 40, "its name is not used again", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.message.contains("was retired"))
+    })
+    .await;
+    stage.kill(engine).await;
+}
+
 /// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
 /// again. How many steps there were.
 async fn reverted_to(at: u64) -> u64 {

@@ -187,7 +187,7 @@ pub struct FakeMakers(pub FakeGenerator, pub Shelf, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<Vec<Revision>>>);
+pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<std::sync::atomic::AtomicBool>);
 
 /// None once it was destroyed.
 type Revision = Option<(SecretValue, Mark)>;
@@ -196,6 +196,16 @@ impl Shelf {
     pub fn current_password(&self) -> Option<String> {
         let kept = self.0.lock().unwrap();
         kept.last()?.as_ref().map(|(value, _)| value.expose_text("password").unwrap().to_owned())
+    }
+
+    /// It answers nothing any more.
+    pub fn take_away(&self) {
+        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn answers(&self) -> Result<(), Failure> {
+        let away = self.1.load(std::sync::atomic::Ordering::SeqCst);
+        if away { Err(Failure::retry("it does not answer")) } else { Ok(()) }
     }
 
     /// The passwords of all revisions that can still be read.
@@ -228,6 +238,7 @@ impl StoreTarget for Shelf {
 
     fn read_back(&self) -> Answer<'_, Option<Stored>> {
         Box::pin(async move {
+            self.answers()?;
             let kept = self.0.lock().unwrap();
             let revision = kept.len() as u64;
             Ok(kept.last().cloned().flatten().map(|(value, mark)| Stored {
