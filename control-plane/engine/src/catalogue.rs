@@ -9,6 +9,8 @@ use lifecycle::credential::{Authority, Overlap, Policy};
 use resources::{Backing, Credential, Reference, Resources, Setting};
 use serde::{Deserialize, Serialize};
 
+use crate::stores::StorePlace;
+
 /// Makes backends from the `spec` of their resources.
 pub trait Makers: Send + Sync {
     /// A generator of this kind.
@@ -60,7 +62,6 @@ pub(crate) struct Plan {
 #[derive(Clone)]
 pub(crate) struct Equipment {
     pub(crate) brings: Brings,
-    pub(crate) stores: BTreeMap<TargetId, Arc<dyn StoreTarget>>,
 }
 
 #[derive(Clone)]
@@ -90,6 +91,20 @@ impl Plan {
         Some(Self { credential: credential.clone(), backing, stores: stores? })
     }
 
+    /// The paths that its store targets name.
+    pub(crate) fn store_places(&self) -> BTreeMap<TargetId, StorePlace> {
+        let place = |reference: &Reference| {
+            let spec = self.stores.get(&reference.to_string()).cloned().unwrap_or_default();
+            Some((store_target_id(reference).ok()?, StorePlace { kind: reference.kind.clone(), spec }))
+        };
+        self.credential.stores.iter().filter_map(place).collect()
+    }
+
+    /// The spec of its generator or source.
+    pub(crate) const fn backing(&self) -> &serde_json::Value {
+        &self.backing
+    }
+
     pub(crate) fn equip(&self, makers: &dyn Makers) -> Result<Equipment, Unusable> {
         let reference = self.credential.backing.reference();
         let unusable = |reference: &Reference| {
@@ -104,14 +119,13 @@ impl Plan {
                 Brings::Source(makers.source(&reference.kind, &self.backing).map_err(unusable(reference))?)
             }
         };
-        let mut stores = BTreeMap::new();
+        // They are made anew for each use; here only what cannot be made is found.
         for reference in &self.credential.stores {
             let spec = self.stores.get(&reference.to_string()).cloned().unwrap_or_default();
-            let target = store_target_id(reference)
-                .map_err(|words| Unusable { reference: reference.clone(), words })?;
-            stores.insert(target, makers.store_target(&reference.kind, &spec).map_err(unusable(reference))?);
+            store_target_id(reference).map_err(|words| Unusable { reference: reference.clone(), words })?;
+            makers.store_target(&reference.kind, &spec).map_err(unusable(reference))?;
         }
-        Ok(Equipment { brings, stores })
+        Ok(Equipment { brings })
     }
 }
 

@@ -31,7 +31,9 @@ pub(crate) struct Job {
     pub(crate) effect: Effect,
     pub(crate) epoch: Epoch,
     pub(crate) equipment: Equipment,
-    pub(crate) authority: Authority,
+    /// The backends where the version that the effect names may be, the newest last; of a mint and a sweep only those
+    /// beside the present one.
+    pub(crate) places: Vec<Brings>,
     pub(crate) files: std::collections::BTreeMap<FileName, Template>,
     /// The store's number of the value, where a source brought it.
     pub(crate) revision: Option<u64>,
@@ -177,7 +179,11 @@ impl Job {
             content.keep(&means.store, &self.name, effect).await?;
             content.render()?;
         }
-        Ok(())
+        match self.effect.kind {
+            // It died by this mint, but only where that was.
+            EffectKind::Mint { replaces: Some(replaced), .. } => self.revoke(means, replaced).await,
+            _ => Ok(()),
+        }
     }
 
     async fn choose(&self, means: &Means, generator: &dyn Generator) -> Result<SecretValue, Trouble> {
@@ -194,52 +200,71 @@ impl Job {
 
     async fn verify(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
         let content = Content::load(&means.store, &self.name, minted_by).await?;
-        match &self.equipment.brings {
-            Brings::Generator(generator) => Ok(generator.verify(minted_by, &content.value).await?),
+        match self.places.last() {
+            Some(Brings::Generator(generator)) => Ok(generator.verify(minted_by, &content.value).await?),
             // Whoever rotates it vouches for it; that it renders is all that we can see.
-            Brings::Source(_) => Ok(content.render().map(drop)?),
+            Some(Brings::Source(_)) | None => Ok(content.render().map(drop)?),
         }
     }
 
     async fn sample(&self, means: &Means, minted_by: EffectId) -> Result<Option<u32>, Trouble> {
-        let Some(generator) = self.equipment.generator() else { return Ok(None) };
         let content = Content::find(&means.store, &self.name, minted_by).await?;
-        Ok(generator.sessions(minted_by, content.as_ref().map(|content| &content.value)).await?)
+        let mut all: Option<u32> = None;
+        for generator in self.generators() {
+            let found = generator.sessions(minted_by, content.as_ref().map(|content| &content.value)).await?;
+            all = found.map_or(all, |found| Some(found.saturating_add(all.unwrap_or(0))));
+        }
+        Ok(all)
     }
 
     async fn end_sessions(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
-        let Some(generator) = self.equipment.generator() else { return Ok(()) };
         let content = Content::find(&means.store, &self.name, minted_by).await?;
-        Ok(generator.end_sessions(minted_by, content.as_ref().map(|content| &content.value)).await?)
+        for generator in self.generators() {
+            generator.end_sessions(minted_by, content.as_ref().map(|content| &content.value)).await?;
+        }
+        Ok(())
     }
 
     async fn revoke(&self, means: &Means, minted_by: EffectId) -> Result<(), Trouble> {
-        match (&self.equipment.brings, self.authority) {
-            (Brings::Generator(generator), Authority::Revokes) => {
-                let content = Content::find(&means.store, &self.name, minted_by).await?;
-                Ok(generator.revoke(minted_by, content.as_ref().map(|content| &content.value)).await?)
-            }
-            (Brings::Source(source), _) if source.retiring() == Retiring::DestroyVersion => {
-                match self.revision {
-                    Some(revision) => Ok(source.destroy(revision).await?),
-                    None => Ok(()),
+        for place in &self.places {
+            match place {
+                Brings::Generator(generator) if generator.authority() == Authority::Revokes => {
+                    let content = Content::find(&means.store, &self.name, minted_by).await?;
+                    generator.revoke(minted_by, content.as_ref().map(|content| &content.value)).await?;
                 }
+                Brings::Source(source) if source.retiring() == Retiring::DestroyVersion => {
+                    if let Some(revision) = self.revision {
+                        source.destroy(revision).await?;
+                    }
+                }
+                // The value is forgotten once the outcome is committed.
+                _ => {}
             }
-            // The value is forgotten once the outcome is committed.
-            _ => Ok(()),
         }
+        Ok(())
     }
 
+    /// What carries our mark here, and of this credential's own also where it was made before.
     async fn sweep(&self, means: &Means) -> Option<BTreeMap<EffectId, Epoch>> {
-        let Some(generator) = self.equipment.generator() else { return Some(BTreeMap::new()) };
         let own: BTreeSet<EffectId> = means.store.values_of(&self.name).await.ok()?.into_iter().collect();
-        let marked = generator.orphans(&means.installation).await.ok()?;
-        let effects = marked.into_iter().map(|marked| (marked.mark.effect, marked.mark.epoch));
-        Some(
-            effects
-                .filter(|(effect, _)| !self.foreign.contains(effect))
-                .filter(|(effect, _)| self.adopts_unknown || own.contains(effect))
-                .collect(),
-        )
+        let mut found = BTreeMap::new();
+        let here = self.equipment.generator().into_iter().map(|generator| (generator, self.adopts_unknown));
+        for (generator, adopts_unknown) in here.chain(self.generators().map(|generator| (generator, false))) {
+            let marked = generator.orphans(&means.installation).await.ok()?;
+            let effects = marked.into_iter().map(|marked| (marked.mark.effect, marked.mark.epoch));
+            found.extend(
+                effects
+                    .filter(|(effect, _)| !self.foreign.contains(effect))
+                    .filter(|(effect, _)| adopts_unknown || own.contains(effect)),
+            );
+        }
+        Some(found)
+    }
+
+    fn generators(&self) -> impl Iterator<Item = &Arc<dyn Generator>> {
+        self.places.iter().filter_map(|place| match place {
+            Brings::Generator(generator) => Some(generator),
+            Brings::Source(_) => None,
+        })
     }
 }

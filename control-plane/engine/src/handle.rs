@@ -115,6 +115,8 @@ pub(crate) enum Message {
     HostChanged { host: HostId, reply: Reply<()> },
     /// A host is gone for good.
     RetireHost { actor: String, host: HostId, reason: String, reply: Reply<()> },
+    /// A store target is gone for good.
+    RetireStore { actor: String, target: TargetId, reason: String, reply: Reply<()> },
     /// Something inside happened.
     Inside(Box<crate::inside::Inside>),
 }
@@ -365,6 +367,18 @@ impl Handle {
     pub async fn retire_host(&self, actor: &str, host: HostId, reason: &str) -> Result<(), HandleError> {
         let (actor, reason) = (actor.to_owned(), reason.to_owned());
         self.ask(|reply| Message::RetireHost { actor, host, reason, reply }).await
+    }
+
+    /// A target that is no host, by its name as `esoctl` shows it (`store:VaultKv/apps`), with or without `store:`.
+    pub async fn store_target(&self, named: &str) -> Result<TargetId, HandleError> {
+        let named = named.to_owned();
+        self.view(move |world| world.store_target(&named)).await?
+    }
+
+    /// A store target is gone for good: covers all versions of all credentials. Refused while a resource names it.
+    pub async fn retire_store(&self, actor: &str, target: TargetId, reason: &str) -> Result<(), HandleError> {
+        let (actor, reason) = (actor.to_owned(), reason.to_owned());
+        self.ask(|reply| Message::RetireStore { actor, target, reason, reply }).await
     }
 
     async fn verb(&self, actor: &str, name: &CredentialName, verb: Verb) -> Result<(), HandleError> {

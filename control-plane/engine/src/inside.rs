@@ -5,6 +5,7 @@ use lifecycle::{CredentialName, EffectId, TargetId};
 use protocol::HostId;
 use tokio::sync::oneshot;
 
+use crate::origin::Origin;
 use crate::stores::StoreProgress;
 
 /// Something inside happened.
@@ -14,11 +15,24 @@ pub(crate) enum Inside {
     /// A host can be reached, or cannot.
     Reachable { host: HostId, reachable: bool },
     /// A source brought a value, which is stored.
-    Noticed { name: CredentialName, value: EffectId, revision: Option<u64>, reply: oneshot::Sender<bool> },
+    Noticed {
+        name: CredentialName,
+        value: EffectId,
+        revision: Option<u64>,
+        origin: Origin,
+        reply: oneshot::Sender<bool>,
+    },
     /// A source does not answer, with its words, or answers again.
     SourceFault { name: CredentialName, fault: Option<String> },
     /// A store target did what it was ordered, or was asked.
-    Store { name: CredentialName, target: TargetId, outcome: Result<StoreProgress, String> },
+    Store {
+        name: CredentialName,
+        target: TargetId,
+        progress: Box<StoreProgress>,
+        outcome: Result<(), String>,
+    },
+    /// The audit log was altered outside of us.
+    AuditBroken(store::AuditBroken),
     /// The resources were read again.
     Resources(Box<resources::Resources>),
 }

@@ -9,12 +9,14 @@
 mod audit;
 mod catalogue;
 mod clock;
+mod deliveries;
 mod effects;
 mod figures;
 mod handle;
 mod inside;
 mod lane;
 mod metrics;
+mod origin;
 mod reports;
 mod road;
 mod run;

@@ -89,6 +89,8 @@ struct Inner {
     stuck: Gauge,
     resource_faults: Gauge,
     sources_silent: Gauge,
+    audit_broken: Gauge,
+    safe_to_delete: Counter,
     flip_reported: Histogram,
     flip_skew: Histogram,
     revoke_delay: Histogram,
@@ -111,6 +113,8 @@ impl Metrics {
             stuck: Gauge::default(),
             resource_faults: Gauge::default(),
             sources_silent: Gauge::default(),
+            audit_broken: Gauge::default(),
+            safe_to_delete: Counter::default(),
             flip_reported: seconds(),
             flip_skew: seconds(),
             revoke_delay: seconds(),
@@ -129,6 +133,16 @@ impl Metrics {
         r.register("stuck", "What cannot go on without an operator", inner.stuck.clone());
         r.register("resource_faults", "Resources that were not taken", inner.resource_faults.clone());
         r.register("sources_silent", "Sources that do not answer", inner.sources_silent.clone());
+        r.register(
+            "audit_broken",
+            "1 when the audit log was found altered at the start",
+            inner.audit_broken.clone(),
+        );
+        r.register(
+            "safe_to_delete",
+            "Versions of sources that nobody holds any more and that may be deleted there",
+            inner.safe_to_delete.clone(),
+        );
         r.register(
             "flip_reported_seconds",
             "From the agreed instant to the report that shows the flip, by target",
@@ -197,6 +211,14 @@ impl Metrics {
         self.0.stuck.set(stuck);
         self.0.resource_faults.set(resource_faults);
         self.0.sources_silent.set(sources_silent);
+    }
+
+    pub(crate) fn audit_broken(&self) {
+        self.0.audit_broken.set(1);
+    }
+
+    pub(crate) fn safe_to_delete(&self) {
+        self.0.safe_to_delete.inc();
     }
 
     pub(crate) fn flip_reported(&self, after: Duration) {

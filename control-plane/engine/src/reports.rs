@@ -14,6 +14,8 @@ use crate::world::World;
 
 /// Digests of how many reports are remembered for telling a resent one from a contradiction.
 const DIGESTS_KEPT: usize = 64;
+/// A report that newer ones overtook on the way is not older than this many of them.
+const OVERTAKEN_MAX: u64 = 64;
 
 /// How a report stands to what the host said before.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +65,9 @@ impl World {
         let ours = self.epoch;
         let stranger = ack.epoch.counter > ours.counter
             || (ack.epoch.counter == ours.counter && ack.epoch.id != ours.id);
-        let unknown = ack.epoch == ours && ack.sequence > progress.sequence;
+        // Not the newest report: a host that contradicts itself counts anew, and must not begin an epoch by that.
+        let known = progress.acknowledged_max.max(progress.sequence);
+        let unknown = ack.epoch == ours && ack.sequence > known;
         (stranger || unknown).then_some(ack.epoch.counter)
     }
 
@@ -89,6 +93,8 @@ impl World {
             // The core goes by growing numbers: what this machine says from now on is newer than all before.
             progress.lead = progress.lead.saturating_add(progress.sequence).saturating_add(1);
             progress.digests.clear();
+            progress.digests_from =
+                progress.acknowledged_max.max(progress.sequence).max(report.sequence).saturating_add(1);
             progress.shown = 0;
             progress.incomplete = Some(words.clone());
             batch.audit.push(crate::audit::entry(
@@ -101,11 +107,14 @@ impl World {
         } else if progress.incomplete.is_some() && progress.digests.len() >= 2 {
             progress.incomplete = None;
         }
+        progress.acknowledged_max = progress.acknowledged_max.max(progress.sequence).max(report.sequence);
         progress.sequence = report.sequence;
         progress.shown = progress.shown.max(shown.unwrap_or(0));
         progress.digests.insert(report.sequence, digest);
         while progress.digests.len() > DIGESTS_KEPT {
-            progress.digests.pop_first();
+            if let Some((dropped, _)) = progress.digests.pop_first() {
+                progress.digests_from = progress.digests_from.max(dropped.saturating_add(1));
+            }
         }
         progress.boot_id = Some(report.boot_id.clone());
         progress.reported_ms = now.0;
@@ -125,12 +134,15 @@ impl World {
         contradicted: bool,
     ) {
         let target = id.target();
-        self.connected(turn, batch, id, true);
+        // That it speaks is no proof that it can be spoken to: the road finds that out.
+        if self.hosts.get(&id).is_some_and(|host| !host.reachable) {
+            self.post.road.nudge(&id);
+        }
         for (set, snapshot) in &verified.report().sets {
             let Some(name) = self.sets.get(set).cloned() else { continue };
             let report = SetReport { sequence: snapshot.sequence.saturating_add(lead), ..snapshot.clone() };
             self.note_flip(&name, &target, &report);
-            self.apply_or_log(turn, batch, &name, Event::Reported { target: target.clone(), report });
+            self.reported(turn, batch, &name, &target, report);
             if contradicted {
                 self.apply_or_log(turn, batch, &name, Event::Incomplete { target: target.clone() });
             }
@@ -217,8 +229,16 @@ fn standing(progress: &HostProgress, sequence: u64, digest: &str, shown: Option<
         };
     }
     if sequence <= progress.sequence {
+        let overtaken = sequence >= progress.digests_from && progress.sequence - sequence < OVERTAKEN_MAX;
         // Overtaken on the way: the newer one said all of it.
-        return Standing::Known;
+        return if overtaken {
+            Standing::Known
+        } else {
+            Standing::Contradiction(format!(
+                "it had come to report {}, and now sends number {sequence}",
+                progress.sequence
+            ))
+        };
     }
     match shown {
         Some(shown) if shown < progress.shown => Standing::Contradiction(format!(
@@ -257,5 +277,18 @@ mod tests {
             let standing = standing(&progress(), sequence, digest, shown);
             assert!(matches!(standing, Standing::Contradiction(_)), "{sequence} {shown:?}: {standing:?}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_was_reverted_far_is_not_taken_for_one_that_sends_again() {
+        let far = HostProgress { sequence: 200, digests_from: 137, shown: 199, ..HostProgress::default() };
+        for sequence in [1, 100, 136] {
+            let standing = standing(&far, sequence, "other", Some(sequence - 1));
+            assert!(matches!(standing, Standing::Contradiction(_)), "{sequence}: {standing:?}");
+        }
+        assert_eq!(standing(&far, 199, "overtaken", Some(190)), Standing::Known);
+        // After a contradiction the numbers begin anew, and what is older than that is one again.
+        let anew = HostProgress { sequence: 50, digests_from: 50, ..HostProgress::default() };
+        assert!(matches!(standing(&anew, 40, "other", None), Standing::Contradiction(_)));
     }
 }

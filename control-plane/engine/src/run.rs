@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use backends::Retiring;
 use lifecycle::credential::{Effect, EffectKind, Event, Input, Rotate, RotateReason};
 use lifecycle::{CredentialName, EffectId, TargetId, Version};
 use protocol::{HostId, UnixMillis};
@@ -11,11 +12,12 @@ use store::{Audit, Commit, CredentialRow, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::audit::{ENGINE, entry};
+use crate::catalogue::Brings;
 use crate::effects::{Job, carry_out};
 use crate::handle::{HandleError, Message, Verb, View};
 use crate::inside::Inside;
 use crate::lane::Wanted;
-use crate::stores::{Desk, Task};
+use crate::stores::{Desk, StorePlace, StoreProgress, Task};
 use crate::value::Content;
 use crate::world::{Host, Owned, World};
 
@@ -129,6 +131,10 @@ impl World {
                 let result = self.retire_host(turn, batch, &actor, host, &reason).await?;
                 batch.answer(reply, result);
             }
+            Message::RetireStore { actor, target, reason, reply } => {
+                let result = self.retire_store(turn, batch, &actor, &target, &reason);
+                batch.answer(reply, result);
+            }
             Message::Inside(inside) => self.take_inside(turn, batch, *inside),
         }
         Ok(())
@@ -147,7 +153,10 @@ impl World {
                     lane.returned();
                 }
             }
-            Inside::Noticed { name, value, revision, reply } => {
+            Inside::Noticed { name, value, revision, origin, reply } => {
+                if let Some(owned) = self.owned.get_mut(&name) {
+                    owned.kept.origins.get_or_insert_default().note(value, &origin);
+                }
                 let taken = self.apply(turn, batch, &name, Event::Noticed { value });
                 if let (Ok(()), Some(owned)) = (&taken, self.owned.get_mut(&name)) {
                     owned.kept.revisions.extend(revision.map(|revision| (value, revision)));
@@ -163,9 +172,20 @@ impl World {
                     owned.source_fault = fault;
                 }
             }
-            Inside::Store { name, target, outcome } => self.store_ended(turn, batch, &name, &target, outcome),
+            Inside::Store { name, target, progress, outcome } => {
+                self.store_ended(turn, batch, &name, &target, *progress, outcome);
+            }
+            Inside::AuditBroken(broken) => self.audit_is_broken(batch, &broken),
             Inside::Resources(resources) => self.take_resources(turn, batch, *resources),
         }
+    }
+
+    /// Whoever altered it may have had a reason to: everybody is told, and everything goes on.
+    fn audit_is_broken(&mut self, batch: &mut Batch, broken: &store::AuditBroken) {
+        tracing::error!(%broken, "the audit log cannot be relied on: compare it with a backup");
+        self.metrics.audit_broken();
+        batch.audit.push(entry(ENGINE, "audit_broken", "installation", &broken.to_string()));
+        self.audit_broken = Some(broken.to_string());
     }
 
     // --- events ---
@@ -232,6 +252,11 @@ impl World {
             });
         }
         let rotates = matches!(verb, Verb::Rotate { .. });
+        if let Verb::Rotate { compromised, .. } = verb
+            && let Some(refused) = self.rotated_elsewhere(name, compromised)
+        {
+            return Err(refused);
+        }
         let (action, detail, event) = described(verb, actor);
         self.apply(turn, batch, name, event)?;
         if let (true, Some(owned)) = (rotates, self.owned.get_mut(name)) {
@@ -239,6 +264,25 @@ impl World {
         }
         batch.audit.push(entry(actor, action, &format!("credential/{name}"), &detail));
         Ok(())
+    }
+
+    /// What a source brings is rotated there, and nowhere else.
+    pub(crate) fn rotated_elsewhere(&self, name: &CredentialName, compromised: bool) -> Option<HandleError> {
+        let backing = &self.owned.get(name)?.kept.plan.credential.backing;
+        let Backing::Source(source) = backing else { return None };
+        let action = if compromised {
+            format!(
+                "revoke the old value where it was made, rotate it there, then `esoctl source refresh {name}`; whoever \
+                 still holds the old one is listed by `esoctl holders list`"
+            )
+        } else {
+            format!("rotate it there, then `esoctl source refresh {name}`")
+        };
+        Some(HandleError::Refused {
+            code: "rotated_at_source".to_owned(),
+            message: format!("the values of {name} come from the source {source}: we cannot mint one"),
+            action,
+        })
     }
 
     async fn import(
@@ -256,6 +300,9 @@ impl World {
         let effect = crate::sources::random_effect()
             .ok_or_else(|| HandleError::Store(RunError::Random.to_string()))?;
         content.keep(&self.means.store, name, effect).await.map_err(invalid)?;
+        if let Some(owned) = self.owned.get_mut(name) {
+            owned.note_origin(effect);
+        }
         if let Err(error) = self.apply(turn, batch, name, Event::Imported { value: effect }) {
             batch.forget.push((name.clone(), effect));
             return Err(error);
@@ -315,9 +362,14 @@ impl World {
             _ => None,
         };
         let dying = self.dying(name, effect);
+        let notice = revoked.and_then(|minted_by| self.safe_to_delete(name, minted_by));
         self.apply_or_log(turn, batch, name, event);
         if let Some(dying) = dying {
             self.note_revoked(name, dying);
+        }
+        if let Some(detail) = notice {
+            self.metrics.safe_to_delete();
+            batch.audit.push(entry(ENGINE, "safe_to_delete", &format!("credential/{name}"), &detail));
         }
         if let (Some(minted_by), Some(owned)) = (revoked, self.owned.get_mut(name)) {
             owned.kept.revisions.remove(&minted_by);
@@ -325,6 +377,23 @@ impl World {
                 batch.forget.push((name.clone(), minted_by));
             }
         }
+    }
+
+    /// What whoever rotates at the source is told of a version that nobody has any more, where the source says so.
+    fn safe_to_delete(&mut self, name: &CredentialName, minted_by: EffectId) -> Option<String> {
+        let makers = self.makers.clone();
+        let owned = self.owned.get_mut(name)?;
+        let version = owned.kept.state.versions().find(|view| view.minted_by == minted_by)?.version;
+        let places = owned.places_of(minted_by, makers.as_ref()).ok()?;
+        let notify =
+            |place: &Brings| matches!(place, Brings::Source(source) if source.retiring() == Retiring::Notify);
+        if !places.iter().any(notify) {
+            return None;
+        }
+        let at_source = owned.kept.revisions.get(&minted_by);
+        let at_source =
+            at_source.map_or_else(String::new, |number| format!(", revision {number} at its source"));
+        Some(format!("version {version}{at_source}: nobody holds it any more"))
     }
 
     // --- hosts ---
@@ -403,6 +472,35 @@ impl World {
             self.select(turn, batch, &name);
         }
         Ok(Ok(()))
+    }
+
+    fn retire_store(
+        &mut self,
+        turn: &mut Turn,
+        batch: &mut Batch,
+        actor: &str,
+        target: &TargetId,
+        reason: &str,
+    ) -> Result<(), HandleError> {
+        let names = self.credentials_on(target);
+        let named_by = names.iter().find(|name| {
+            let owned = self.owned.get(*name);
+            owned.is_some_and(|owned| {
+                !owned.kept.state.is_orphaned() && owned.kept.plan.store_places().contains_key(target)
+            })
+        });
+        if let Some(name) = named_by {
+            return Err(HandleError::Refused {
+                code: "resource_exists".to_owned(),
+                message: format!("the resource of {name} still delivers to {target}"),
+                action: "take it out of the resource, then retire it".to_owned(),
+            });
+        }
+        batch.audit.push(entry(actor, "retire_store", &format!("target/{target}"), reason));
+        for name in names {
+            self.apply_or_log(turn, batch, &name, Event::HostRetired { target: target.clone() });
+        }
+        Ok(())
     }
 
     /// Tells a credential which targets are selected now, when that changed.
@@ -539,6 +637,17 @@ impl World {
         }
         for (name, effect) in &batch.effects {
             self.note_revoking(name, &effect.kind);
+            // Before the backend is asked: whatever comes of it, it is known where to look.
+            if matches!(effect.kind, EffectKind::Mint { .. })
+                && self.owned.get_mut(name).is_some_and(|owned| owned.note_origin(effect.id))
+            {
+                batch.dirty.insert(name.clone());
+            }
+        }
+        for name in &batch.dirty {
+            if let Some(owned) = self.owned.get_mut(name) {
+                owned.forget_origins();
+            }
         }
         let commit = self.commit_of(&mut batch)?;
         if !commit.is_empty() {
@@ -642,6 +751,24 @@ impl World {
             owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
             return;
         };
+        let makers = self.makers.as_ref();
+        let places = match &effect.kind {
+            EffectKind::Verify { minted_by, .. }
+            | EffectKind::Sample { minted_by, .. }
+            | EffectKind::EndSessions { minted_by, .. }
+            | EffectKind::Revoke { minted_by, .. } => owned.places_of(*minted_by, makers),
+            EffectKind::Mint { replaces: Some(replaced), .. } => owned.earlier_places_of(*replaced, makers),
+            EffectKind::Sweep => owned.earlier_places(makers),
+            _ => Ok(Vec::new()),
+        };
+        let places = match places {
+            Ok(places) => places,
+            Err(error) => {
+                tracing::warn!(credential = %name, %error, "the backend where a version was made cannot be used");
+                owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
+                return;
+            }
+        };
         if !owned.running.insert(effect.id) {
             return;
         }
@@ -652,7 +779,7 @@ impl World {
         let job = Job {
             name: name.clone(),
             epoch: owned.kept.state.epoch(),
-            authority: owned.kept.state.policy().authority,
+            places,
             files: owned.kept.plan.credential.files.clone(),
             equipment,
             revision,
@@ -718,35 +845,44 @@ impl World {
 
     /// Gives each store target that is free its next task.
     fn send_stores(&mut self) {
-        let now = Instant::now();
-        for (name, owned) in &mut self.owned {
-            let Some(equipment) = owned.equipment.as_ref().filter(|equipment| !equipment.stores.is_empty())
-            else {
-                continue;
-            };
-            for (target, store_target) in &equipment.stores {
-                let waits = owned.store_again.get(target).is_some_and(|(at, _)| *at > now);
-                if waits || owned.at_store.contains(target) {
-                    continue;
-                }
-                let Some(task) = next_task(owned.kept.state.outbox(), owned.kept.state.epoch(), target)
-                else {
-                    continue;
+        let makers = self.makers.clone();
+        let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
+        for name in names {
+            let Some(owned) = self.owned.get_mut(&name) else { continue };
+            for (target, place) in owned.store_places() {
+                let Some((progress, task)) = owned.next_at_store(&target, &place) else { continue };
+                let places = progress.places();
+                let made: Result<BTreeMap<_, _>, backends::SpecError> = places
+                    .map(|(number, place)| Ok((number, makers.store_target(&place.kind, &place.spec)?)))
+                    .collect();
+                let places = match made {
+                    Ok(places) => places,
+                    Err(error) => {
+                        tracing::warn!(credential = %name, %target, %error, "a store target cannot be used");
+                        owned.store_again.insert(target, (Instant::now() + AGAIN_MAX, 0));
+                        continue;
+                    }
                 };
                 owned.at_store.insert(target.clone());
                 let desk = Desk {
                     installation: self.means.installation.clone(),
                     store: self.means.store.clone(),
                     name: name.clone(),
-                    target: store_target.clone(),
+                    places,
+                    versions: owned
+                        .kept
+                        .state
+                        .versions()
+                        .map(|view| (view.minted_by, view.version))
+                        .collect(),
                 };
-                let progress = owned.kept.stores.get(target).cloned().unwrap_or_default();
                 let (loop_, steps) = (self.means.loop_.clone(), self.means.store.steps().clone());
-                let (name, target) = (name.clone(), target.clone());
+                let name = name.clone();
                 tokio::spawn(async move {
-                    let outcome = progress.carry_out(&desk, &task).await;
+                    let (progress, outcome) = progress.carry_out(&desk, &task).await;
                     if steps.reached("store target") {
-                        drop(loop_.send(Message::inside(Inside::Store { name, target, outcome })).await);
+                        let told = Inside::Store { name, target, progress: Box::new(progress), outcome };
+                        drop(loop_.send(Message::inside(told)).await);
                     }
                 });
             }
@@ -759,17 +895,20 @@ impl World {
         batch: &mut Batch,
         name: &CredentialName,
         target: &TargetId,
-        outcome: Result<crate::stores::StoreProgress, String>,
+        progress: StoreProgress,
+        outcome: Result<(), String>,
     ) {
         let Some(owned) = self.owned.get_mut(name) else { return };
         owned.at_store.remove(target);
+        let report = progress.report();
+        owned.kept.stores.insert(target.clone(), progress);
+        // Also after a failure: what was written and found on the way is kept.
+        batch.dirty.insert(name.clone());
         match outcome {
-            Ok(progress) => {
+            Ok(()) => {
                 owned.store_again.remove(target);
-                let report = progress.report();
-                owned.kept.stores.insert(target.clone(), progress);
                 self.apply_or_log(turn, batch, name, Event::Connected { target: target.clone() });
-                self.apply_or_log(turn, batch, name, Event::Reported { target: target.clone(), report });
+                self.reported(turn, batch, name, target, report);
                 self.pause_store(name, target);
             }
             Err(words) => {
@@ -787,7 +926,7 @@ impl World {
     /// What is still wanted after it was done (a refusal, a seal that has to wait) is not done again at once.
     fn pause_store(&mut self, name: &CredentialName, target: &TargetId) {
         let Some(owned) = self.owned.get_mut(name) else { return };
-        let refused = owned.kept.stores.get(target).map(crate::stores::StoreProgress::report);
+        let refused = owned.kept.stores.get(target).map(StoreProgress::report);
         let waits = refused.is_some_and(|report| report.refused.is_some() || !report.not_gone.is_empty());
         if waits {
             owned.store_again.insert(target.clone(), (Instant::now() + AGAIN_MAX / 6, 0));
@@ -809,6 +948,37 @@ impl Batch {
 impl Turn {
     pub(crate) const fn at(now: lifecycle::Millis) -> Self {
         Self { now }
+    }
+}
+
+impl Owned {
+    /// The store targets, each with the path that the resource names, or named before it was edited.
+    fn store_places(&self) -> BTreeMap<TargetId, StorePlace> {
+        let none = self.kept.stores.is_empty() && self.kept.plan.credential.stores.is_empty();
+        if self.equipment.is_none() || none {
+            return BTreeMap::new();
+        }
+        let dropped = self.kept.stores.iter();
+        let dropped =
+            dropped.filter_map(|(target, progress)| Some((target.clone(), progress.place()?.clone())));
+        let mut places: BTreeMap<TargetId, StorePlace> = dropped.collect();
+        places.extend(self.kept.plan.store_places());
+        places
+    }
+
+    /// What is to be done at a store target now, if it is free.
+    fn next_at_store(&self, target: &TargetId, place: &StorePlace) -> Option<(StoreProgress, Task)> {
+        let waits = self.store_again.get(target).is_some_and(|(at, _)| *at > Instant::now());
+        if waits || self.at_store.contains(target) {
+            return None;
+        }
+        let known = self.kept.stores.get(target);
+        let moved = known.is_some_and(|progress| progress.is_news(place));
+        let task = next_task(self.kept.state.outbox(), self.kept.state.epoch(), target);
+        let task = task.or_else(|| moved.then_some(Task::Look))?;
+        let mut progress = known.cloned().unwrap_or_default();
+        progress.settle_at(place);
+        Some((progress, task))
     }
 }
 

@@ -9,13 +9,15 @@ use lifecycle::{CredentialName, EffectId};
 use protocol::FileName;
 use resources::Template;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::effects::Means;
 use crate::handle::Message;
 use crate::inside::Inside;
-use crate::value::Content;
+use crate::origin::Origin;
+use crate::value::{Content, ContentError};
 
-/// The pause before a value that the credential could not take is told again.
+/// The pause before a value that could not be kept, or that the credential could not take, is told again.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// One watched source. Ends with its handle.
@@ -33,86 +35,142 @@ impl Watch {
         means: Arc<Means>,
         name: CredentialName,
         source: Arc<dyn Source>,
+        origin: Origin,
         files: std::collections::BTreeMap<FileName, Template>,
         newest: Option<EffectId>,
     ) -> Self {
-        Self(tokio::spawn(run(Watcher { means, name, files }, source, newest)))
+        Self(tokio::spawn(run(Watcher { means, name, origin, files }, source, newest)))
     }
 }
 
 struct Watcher {
     means: Arc<Means>,
     name: CredentialName,
+    origin: Origin,
     files: std::collections::BTreeMap<FileName, Template>,
 }
 
 async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>) {
-    let mut last = match newest {
-        Some(effect) => {
-            let kept = Content::find(&watcher.means.store, &watcher.name, effect).await;
-            kept.ok().flatten().map(|content| content.value)
-        }
-        None => None,
-    };
+    let mut last = watcher.newest(newest).await;
     let mut changes = source.changes();
-    while let Some(notice) = changes.next().await {
+    // A source tells a value only once. Until it is kept and taken it waits here, whatever fails meanwhile.
+    let mut waiting: Option<Waiting> = None;
+    loop {
+        let notice = tokio::select! {
+            notice = changes.next() => notice,
+            () = pause(waiting.as_ref()), if waiting.is_some() => {
+                let Some(told) = waiting.as_mut() else { continue };
+                match watcher.tell(told).await {
+                    Told::Taken => last = waiting.take().map(|told| told.snapshot.value),
+                    Told::Later => told.again = Instant::now() + AGAIN,
+                    Told::Nobody => return,
+                }
+                continue;
+            }
+        };
         match notice {
-            Notice::Value(snapshot) => {
+            Some(Notice::Value(snapshot)) => {
                 watcher.fault(None).await;
+                if let Some(overtaken) = waiting.take() {
+                    watcher.forget(overtaken).await;
+                }
                 if last.as_ref().is_none_or(|last| !last.same_as(&snapshot.value)) {
-                    last = Some(snapshot.value.clone());
-                    watcher.tell(snapshot).await;
+                    waiting = Some(Waiting { snapshot, kept: None, again: Instant::now() });
                 }
             }
-            Notice::Available => watcher.fault(None).await,
-            Notice::Unavailable(failure) => watcher.fault(Some(failure.to_string())).await,
+            Some(Notice::Available) => watcher.fault(None).await,
+            Some(Notice::Unavailable(failure)) => watcher.fault(Some(failure.to_string())).await,
+            None => return,
         }
     }
 }
 
+/// A value on its way to the credential.
+struct Waiting {
+    snapshot: Snapshot,
+    /// Where it is stored, once it is.
+    kept: Option<EffectId>,
+    /// When it is tried, for the first time or again.
+    again: Instant,
+}
+
+/// What came of telling a value.
+enum Told {
+    Taken,
+    Later,
+    /// The engine has ended.
+    Nobody,
+}
+
+async fn pause(waiting: Option<&Waiting>) {
+    if let Some(waiting) = waiting {
+        tokio::time::sleep_until(waiting.again).await;
+    }
+}
+
 impl Watcher {
+    /// The newest value that is known. A store that does not answer is asked until it does: what is taken for news would
+    /// become a version.
+    async fn newest(&self, newest: Option<EffectId>) -> Option<SecretValue> {
+        let effect = newest?;
+        loop {
+            match Content::find(&self.means.store, &self.name, effect).await {
+                Ok(kept) => return kept.map(|content| content.value),
+                Err(ContentError::Store(_)) => tokio::time::sleep(AGAIN).await,
+                Err(_) => return None,
+            }
+        }
+    }
+
     async fn fault(&self, fault: Option<String>) {
         let told = Message::inside(Inside::SourceFault { name: self.name.clone(), fault });
         drop(self.means.loop_.send(told).await);
     }
 
-    /// Stores the value, and tells it until the credential takes it.
-    async fn tell(&self, snapshot: Snapshot) {
-        let Some(effect) = self.keep(&snapshot.value).await else { return };
-        loop {
-            let (reply, answer) = oneshot::channel();
-            let told = Inside::Noticed {
-                name: self.name.clone(),
-                value: effect,
-                revision: snapshot.revision,
-                reply,
-            };
-            if self.means.loop_.send(Message::inside(told)).await.is_err() {
-                return;
-            }
-            match answer.await {
-                Ok(false) => tokio::time::sleep(AGAIN).await,
-                Ok(true) | Err(_) => return,
-            }
+    /// Stores the value, then tells it.
+    async fn tell(&self, waiting: &mut Waiting) -> Told {
+        let value = match waiting.kept {
+            Some(kept) => kept,
+            None => match self.keep(&waiting.snapshot.value).await {
+                Ok(kept) => *waiting.kept.insert(kept),
+                Err(error) => {
+                    self.fault(Some(error.to_string())).await;
+                    return Told::Later;
+                }
+            },
+        };
+        let (reply, answer) = oneshot::channel();
+        let told = Inside::Noticed {
+            name: self.name.clone(),
+            value,
+            revision: waiting.snapshot.revision,
+            origin: self.origin.clone(),
+            reply,
+        };
+        if self.means.loop_.send(Message::inside(told)).await.is_err() {
+            return Told::Nobody;
+        }
+        match answer.await {
+            Ok(true) => Told::Taken,
+            Ok(false) => Told::Later,
+            Err(_) => Told::Nobody,
         }
     }
 
-    async fn keep(&self, value: &SecretValue) -> Option<EffectId> {
-        let effect = random_effect()?;
-        let content = Content::new(value.clone(), &self.files);
-        let kept = match &content {
-            Ok(content) => match content.render() {
-                Ok(_) => content.keep(&self.means.store, &self.name, effect).await,
-                Err(error) => Err(error),
-            },
-            Err(_) => return None,
-        };
-        match kept {
-            Ok(()) => Some(effect),
-            Err(error) => {
-                self.fault(Some(error.to_string())).await;
-                None
-            }
+    async fn keep(&self, value: &SecretValue) -> Result<EffectId, ContentError> {
+        let effect = random_effect().ok_or(ContentError::Random(protocol::key::RandomFailed))?;
+        let content = Content::new(value.clone(), &self.files)?;
+        content.render()?;
+        content.keep(&self.means.store, &self.name, effect).await?;
+        self.fault(None).await;
+        Ok(effect)
+    }
+
+    /// A newer value came before the credential took this one.
+    async fn forget(&self, waiting: Waiting) {
+        let Some(kept) = waiting.kept else { return };
+        if let Err(error) = self.means.store.erase_value(&self.name, kept).await {
+            tracing::warn!(credential = %self.name, %error, "failed to erase a value that nobody took");
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::handle::{Handle, Message, QUEUE_MAX};
 use crate::inside::Inside;
 use crate::lane::Post;
 use crate::metrics::Metrics;
+use crate::origin::{Origin, Origins};
 use crate::road::{Reachable, Road};
 use crate::run::{Batch, RunError, Turn};
 use crate::sources::Watch;
@@ -107,7 +108,8 @@ impl Engine {
         }
         let helpers = vec![
             tokio::spawn(pass_on(settings.reachable, messages.clone())),
-            tokio::spawn(watch_resources(directory, resources, messages)),
+            tokio::spawn(watch_resources(directory, resources, messages.clone())),
+            tokio::spawn(verify_audit(settings.store, messages)),
         ];
         let task = tokio::spawn(crate::run::run(world, inbox, tell, Batch::default()));
         Ok(Self { handle, task, helpers })
@@ -149,6 +151,16 @@ async fn pass_on(mut reachable: Reachable, messages: mpsc::Sender<Message>) {
         if messages.send(Message::inside(Inside::Reachable { host, reachable })).await.is_err() {
             return;
         }
+    }
+}
+
+/// Walks the audit log once. A long one takes its time, and nothing waits for it.
+async fn verify_audit(store: Store, messages: mpsc::Sender<Message>) {
+    match store.audit_verify().await {
+        Ok(Ok(rows)) => tracing::info!(rows, "the audit log is whole"),
+        // When the engine is gone there is nobody to tell.
+        Ok(Err(broken)) => drop(messages.send(Message::inside(Inside::AuditBroken(broken))).await),
+        Err(error) => tracing::error!(%error, "failed to verify the audit log"),
     }
 }
 
@@ -223,6 +235,7 @@ impl World {
             means,
             post,
             metrics,
+            audit_broken: None,
             own_keys,
         };
         for row in store.credentials().await? {
@@ -350,6 +363,11 @@ impl World {
                 ));
             }
         }
+        if let Some(target) = self.owned.get(name).and_then(|owned| owned.retired_store(plan)) {
+            return Some(format!(
+                "{target} was retired for {name} for good: give the store target another name"
+            ));
+        }
         let other = self.sets.get(set).filter(|other| *other != name)?;
         Some(format!("the set {set} is still that of the credential {other}"))
     }
@@ -373,6 +391,7 @@ impl World {
                 revisions: BTreeMap::new(),
                 stores: BTreeMap::new(),
                 measured: BTreeMap::new(),
+                origins: Some(Origins::default()),
             };
             self.sets.insert(plan.credential.set.clone(), name.clone());
             self.owned.insert(name.clone(), Owned::new(kept, 0));
@@ -381,7 +400,8 @@ impl World {
             self.apply_or_log(turn, batch, name, event);
         }
         if known == Some(false) {
-            let what = "its resource, or the one of its generator or source";
+            let what = "its resource, or the one of its generator or source; versions from before are asked about and \
+                        revoked where they were made";
             batch.audit.push(entry(ENGINE, "changed", &format!("credential/{name}"), what));
         }
         let Some(owned) = self.owned.get_mut(name) else { return };
@@ -426,7 +446,8 @@ impl World {
         if owned.watch.is_none() && !owned.kept.state.is_deleted() {
             let files = owned.kept.plan.credential.files.clone();
             let newest = owned.newest_value();
-            owned.watch = Some(Watch::start(means, name.clone(), source, files, newest));
+            let origin = Origin::of(&owned.kept.plan);
+            owned.watch = Some(Watch::start(means, name.clone(), source, origin, files, newest));
         }
     }
 }

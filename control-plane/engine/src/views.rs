@@ -111,7 +111,12 @@ impl World {
             let file = owned.kept.plan.credential.backing.reference().to_string();
             Some(ResourceFault { file, line: None, message: format!("the source of {name}: {words}") })
         });
-        faults.chain(sources).collect()
+        let audit = self.audit_broken.iter().map(|words| ResourceFault {
+            file: "the audit log".to_owned(),
+            line: None,
+            message: format!("{words}: compare it with a backup"),
+        });
+        audit.chain(faults).chain(sources).collect()
     }
 
     pub(crate) fn summaries(&self) -> Vec<CredentialSummary> {
@@ -313,6 +318,14 @@ impl World {
         Ok(HostDetail { summary: self.host_summary(id, host), reports: self.reports(&host.target) })
     }
 
+    /// A target that is no host and that any credential has, or had.
+    pub(crate) fn store_target(&self, named: &str) -> Result<TargetId, HandleError> {
+        let full = format!("store:{}", named.strip_prefix("store:").unwrap_or(named));
+        let targets = self.owned.values().flat_map(|owned| owned.kept.state.targets());
+        let found = targets.map(|view| view.target).find(|target| target.as_str() == full);
+        found.ok_or_else(|| HandleError::Missing(format!("a host or store target {named}")))
+    }
+
     fn host_by_name(&self, wanted: &str) -> Result<(HostId, &Host), HandleError> {
         let mut named: Vec<(HostId, &Host)> = self
             .hosts
@@ -360,6 +373,11 @@ impl World {
                 false
             }
         };
+        let elsewhere = self.rotated_elsewhere(name, compromised);
+        let accepted = accepted && elsewhere.is_none();
+        if let Some(HandleError::Refused { message, action, .. }) = elsewhere {
+            reasons.push(format!("{message}: {action}"));
+        }
         if owned.kept.state.is_starting() {
             reasons.push("it would wait until the targets have answered".to_owned());
         }

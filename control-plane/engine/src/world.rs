@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
+use backends::SpecError;
 use lifecycle::credential::Credential;
 use lifecycle::{CredentialName, EffectId, Epoch, SetName, TargetId, Version};
 use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
@@ -11,12 +12,13 @@ use resources::Resources;
 use serde::{Deserialize, Serialize};
 use store::{HostProgress, HostRow, HostStatus};
 
-use crate::catalogue::{Equipment, Makers, Plan};
+use crate::catalogue::{Brings, Equipment, Makers, Plan};
 use crate::clock::Clock;
 use crate::effects::Means;
 use crate::figures::{ClockBound, Flip, MeasuredVersions};
 use crate::lane::{Lane, Post, address_of};
 use crate::metrics::Metrics;
+use crate::origin::{Origin, Origins};
 use crate::sources::Watch;
 use crate::stores::StoreProgress;
 
@@ -33,6 +35,8 @@ pub(crate) struct World {
     pub(crate) means: Arc<Means>,
     pub(crate) post: Arc<Post>,
     pub(crate) metrics: Metrics,
+    /// Where the audit log does not fit together.
+    pub(crate) audit_broken: Option<String>,
     /// Every key that ever signed for this installation.
     pub(crate) own_keys: Vec<VerifyingKey>,
 }
@@ -51,6 +55,9 @@ pub(crate) struct Kept {
     pub(crate) stores: BTreeMap<TargetId, StoreProgress>,
     #[serde(default)]
     pub(crate) measured: MeasuredVersions,
+    /// Where each version was made. None in what was kept before this was noted.
+    #[serde(default)]
+    pub(crate) origins: Option<Origins>,
 }
 
 /// One credential at work.
@@ -59,6 +66,8 @@ pub(crate) struct Owned {
     pub(crate) revision: u64,
     /// None when its backend cannot be made: nothing is minted or revoked then, and it is still served.
     pub(crate) equipment: Option<Equipment>,
+    /// Made when something of an earlier place is asked for first.
+    places: Vec<(Origin, Brings)>,
     /// Effects that are being carried out.
     pub(crate) running: BTreeSet<EffectId>,
     /// Effects that are carried out again later, without the core's word: silence is no outcome of theirs.
@@ -72,6 +81,8 @@ pub(crate) struct Owned {
     pub(crate) selected: Option<BTreeMap<TargetId, lifecycle::credential::Selection>>,
     pub(crate) watch: Option<Watch>,
     pub(crate) source_fault: Option<String>,
+    /// Adoptions that the audit log has since the start.
+    pub(crate) told_adopted: BTreeSet<(TargetId, Version)>,
     /// The flip that is looked at.
     pub(crate) flip: Option<Flip>,
 }
@@ -91,11 +102,26 @@ pub(crate) struct Host {
 }
 
 impl Owned {
-    pub(crate) fn new(kept: Kept, revision: u64) -> Self {
+    pub(crate) fn new(mut kept: Kept, revision: u64) -> Self {
+        if kept.origins.is_none() {
+            let mut origins = Origins::default();
+            let here = Origin::of(&kept.plan);
+            for effect in kept.state.values() {
+                origins.note(effect, &here);
+            }
+            kept.origins = Some(origins);
+        }
+        let places = kept.plan.store_places();
+        for (target, progress) in kept.stores.iter_mut().filter(|(_, progress)| progress.is_nowhere()) {
+            if let Some(place) = places.get(target) {
+                progress.settle_at(place);
+            }
+        }
         Self {
             kept,
             revision,
             equipment: None,
+            places: Vec::new(),
             running: BTreeSet::new(),
             again: BTreeMap::new(),
             lanes: BTreeSet::new(),
@@ -104,12 +130,95 @@ impl Owned {
             selected: None,
             watch: None,
             source_fault: None,
+            told_adopted: BTreeSet::new(),
             flip: None,
         }
     }
 
     pub(crate) fn set(&self) -> &SetName {
         &self.kept.plan.credential.set
+    }
+
+    /// A version is about to be made where the present resource says. True when that is news.
+    pub(crate) fn note_origin(&mut self, effect: EffectId) -> bool {
+        let here = Origin::of(&self.kept.plan);
+        self.kept.origins.get_or_insert_default().note(effect, &here)
+    }
+
+    /// Forgets where versions were made of which nothing is left. What was given up may still arrive there.
+    pub(crate) fn forget_origins(&mut self) {
+        let state = &self.kept.state;
+        let mut wanted = state.values();
+        wanted.extend(state.outbox().map(|effect| effect.id));
+        wanted.extend(state.versions().filter(|view| view.aborted.is_some()).map(|view| view.minted_by));
+        let origins = self.kept.origins.get_or_insert_default();
+        origins.keep_only(&wanted);
+        let here = Origin::of(&self.kept.plan);
+        let elsewhere = origins.beside(&here);
+        self.places.retain(|(known, _)| elsewhere.contains(known));
+    }
+
+    /// The backends where a version may be, the newest last. Where that was never noted it may be anywhere.
+    pub(crate) fn places_of(
+        &mut self,
+        effect: EffectId,
+        makers: &dyn Makers,
+    ) -> Result<Vec<Brings>, SpecError> {
+        let origins = self.kept.origins.get_or_insert_default();
+        let here = Origin::of(&self.kept.plan);
+        let mut places = origins.of(effect).to_vec();
+        if places.is_empty() {
+            places = origins.beside(&here);
+            places.push(here);
+        }
+        self.equip_places(places, makers)
+    }
+
+    /// The backends beside the present one where this version may be.
+    pub(crate) fn earlier_places_of(
+        &mut self,
+        effect: EffectId,
+        makers: &dyn Makers,
+    ) -> Result<Vec<Brings>, SpecError> {
+        let here = Origin::of(&self.kept.plan);
+        let places = self.kept.origins.get_or_insert_default().of(effect);
+        let places = places.iter().filter(|place| !place.is_same_place(&here)).cloned().collect();
+        self.equip_places(places, makers)
+    }
+
+    /// The backends beside the present one where something of it may be.
+    pub(crate) fn earlier_places(&mut self, makers: &dyn Makers) -> Result<Vec<Brings>, SpecError> {
+        let here = Origin::of(&self.kept.plan);
+        let places = self.kept.origins.get_or_insert_default().beside(&here);
+        self.equip_places(places, makers)
+    }
+
+    fn equip_places(&mut self, places: Vec<Origin>, makers: &dyn Makers) -> Result<Vec<Brings>, SpecError> {
+        let here = Origin::of(&self.kept.plan);
+        let mut equipped = Vec::with_capacity(places.len());
+        for place in places {
+            if let Some(equipment) = self.equipment.as_ref().filter(|_| place.is_same_place(&here)) {
+                equipped.push(equipment.brings.clone());
+                continue;
+            }
+            let known = self.places.iter().find(|(known, _)| *known == place).map(|(_, made)| made.clone());
+            let made = if let Some(made) = known {
+                made
+            } else {
+                let made = place.equip(makers)?;
+                self.places.push((place, made.clone()));
+                made
+            };
+            equipped.push(made);
+        }
+        Ok(equipped)
+    }
+
+    /// A store target that a plan names although it was retired.
+    pub(crate) fn retired_store(&self, plan: &Plan) -> Option<TargetId> {
+        let places = plan.store_places();
+        let retired = self.kept.state.targets().filter(|view| view.retired);
+        retired.map(|view| view.target).find(|target| places.contains_key(target))
     }
 
     /// Where the newest value that is known lies.

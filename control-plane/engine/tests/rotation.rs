@@ -44,6 +44,13 @@ async fn a_rotation_ends_with_the_old_version_revoked() {
     }
     let audit = handle.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap();
     assert!(audit.entries.iter().any(|entry| entry.action == "rotate" && entry.actor == "operator:alice"));
+    for (word, version) in [("adopted", 1), ("adopted", 2), ("gone", 1)] {
+        let told = |host: &str| {
+            let detail = format!("version {version} on {host}");
+            audit.entries.iter().filter(|row| row.action == word && row.detail == detail).count()
+        };
+        assert_eq!([told("h0"), told("h1"), told("h2")], [1, 1, 1], "{word} {version}: {audit:#?}");
+    }
     let metrics = handle.metrics().encode();
     for figure in ["eso_revoke_delay_seconds_count 1", "eso_flip_skew_seconds_count 2"] {
         assert!(metrics.contains(figure), "{figure}: {metrics}");
@@ -193,6 +200,34 @@ async fn a_frozen_host_keeps_the_old_version_alive_and_is_named() {
     frozen.lock().unwrap().frozen = false;
     until(&handle, 60, "it catches up by itself and the first is retired", async |h| settled(h, 2).await)
         .await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_reports_and_cannot_be_reached_stops_nobody_else() {
+    let stage = Stage::new(3).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let deaf = stage.host(2);
+    let id = deaf.lock().unwrap().id;
+    deaf.lock().unwrap().deaf = true;
+    until(&handle, 20, "the road says that it is away", async |h| {
+        h.host("h2").await.unwrap().summary.phase == HostPhase::Silent
+    })
+    .await;
+    rotate(&handle).await;
+    until(&handle, 10, "the rollout ends without it, whatever it says meanwhile", async |h| {
+        let frame = deaf.lock().unwrap().signed_report();
+        h.report(frame, id).await.unwrap();
+        let view = h.credential(&name()).await.unwrap();
+        view.summary.adopted == 2 && view.rollout.is_none()
+    })
+    .await;
+    assert_eq!(stage.alive(), 2, "it keeps the old version alive all the same");
+    deaf.lock().unwrap().deaf = false;
+    until(&handle, 60, "it catches up and the first is retired", async |h| settled(h, 2).await).await;
     stage.assert_sound();
     stage.kill(engine).await;
 }
@@ -356,6 +391,18 @@ async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
         on(h, 2, "second").await
     })
     .await;
+    let rows = handle.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap().entries;
+    let told: Vec<_> = rows.iter().filter(|row| row.action == "safe_to_delete").collect();
+    assert!(matches!(told[..], [row] if row.detail.starts_with("version 1:")), "{told:?}");
+    assert!(handle.metrics().encode().contains("eso_safe_to_delete_total 1"));
+    for compromised in [false, true] {
+        let dry = handle.rotate_dry_run(&name(), compromised).await.unwrap();
+        assert!(!dry.accepted && dry.reasons.iter().any(|why| why.contains("source refresh")), "{dry:?}");
+        let refused = handle.rotate("operator:alice", &name(), compromised, None).await.unwrap_err();
+        assert_eq!(refused.problem().code, "rotated_at_source");
+        assert!(refused.problem().action.contains("esoctl source refresh orders-db"));
+    }
+    assert!(handle.status().await.unwrap().stuck.is_empty());
     drop(handle);
     stage.kill(engine).await;
 
@@ -364,6 +411,29 @@ async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
     assert_eq!(handle.refresh("operator:alice", None).await.unwrap(), 1);
     until(&handle, 30, "nothing is starting", async |h| !h.status().await.unwrap().starting).await;
     assert!(on(&handle, 2, "second").await, "a restart brings no new version of the same value");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
+    let stage = Stage::new(2).await;
+    let outside = stage.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("password"), "first").unwrap();
+    let resource = SOURCED.replace("PATH", outside.to_str().unwrap());
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let steps = Steps::default();
+    steps.fail_next("keep a value");
+    let engine = stage.start(steps.clone()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "the first value is active", async |h| settled(h, 1).await).await;
+    steps.fail_next("keep a value");
+    std::fs::write(outside.join("password"), "second").unwrap();
+    until(&handle, 10, "the second value is active", async |h| {
+        h.credential(&name()).await.unwrap().summary.current == Some(Version::new(1, 2))
+    })
+    .await;
+    assert!(handle.status().await.unwrap().resource_faults.is_empty());
     stage.kill(engine).await;
 }
 
@@ -544,6 +614,54 @@ async fn a_cloned_machine_is_named_as_incomplete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clone_begins_no_epoch_by_contradicting_its_original() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    // From here on nobody speaks for it but the test.
+    host.lock().unwrap().frozen = true;
+    for _ in 0..3 {
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+        let clone = host.lock().unwrap().report_of_a_snapshot(2);
+        handle.report(clone, id).await.unwrap();
+        assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+        assert_eq!(handle.status().await.unwrap().epoch.counter, 1, "our own acknowledgement is known to us");
+    }
+    let view = handle.credential(&name()).await.unwrap();
+    assert!(view.versions.iter().all(|version| version.holds.is_empty()), "{view:?}");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_was_reverted_far_is_named_as_incomplete() {
+    let stage = Stage::new(2).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    host.lock().unwrap().frozen = true;
+    for _ in 0..80 {
+        let frame = host.lock().unwrap().signed_report();
+        let ack = handle.report(frame, id).await.unwrap();
+        host.lock().unwrap().take_acknowledgement(ack);
+    }
+    let old = host.lock().unwrap().report_of_a_snapshot(70);
+    handle.report(old, id).await.unwrap();
+    assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+    assert_eq!(handle.status().await.unwrap().epoch.counter, 1);
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
     let stage = Stage::new(1).await;
     let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
@@ -560,6 +678,151 @@ async fn a_store_path_is_a_target_whose_old_version_is_destroyed() {
     assert_ne!(first, second);
     assert_eq!(stage.shelf.readable(), [second], "the old one is destroyed in the store");
     stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_is_asked_about_and_revoked_where_it_was_minted_whatever_the_resource_says_now() {
+    let stage = Stage::new(2).await;
+    let on = |server: &str| {
+        std::fs::write(
+            stage.resources().join("orders.yaml"),
+            CREDENTIAL.replace("spec: {}", &format!("spec: {{host: {server}}}")),
+        )
+        .unwrap();
+    };
+    on("db1");
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let first = handle.credential(&name()).await.unwrap().versions[0].effect.unwrap();
+    on("db2");
+    until(&handle, 40, "the edit was taken", async |h| {
+        let rows = h.audit(0, 1000, None).await.unwrap().entries;
+        rows.iter().any(|row| row.action == "changed")
+    })
+    .await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    // Where it was minted is kept, not only remembered.
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.assert_sound();
+    {
+        let server = stage.server.lock().unwrap();
+        assert!(!server.roles[&first].alive, "it was revoked where it lives");
+        assert_eq!(server.roles[&first].at, "db1");
+        assert!(server.asked.contains(&("db1".to_owned(), first)), "{:?}", server.asked);
+        assert!(!server.asked.contains(&("db2".to_owned(), first)), "{:?}", server.asked);
+        let alive: Vec<_> = server.roles.values().filter(|role| role.alive).map(|role| &*role.at).collect();
+        assert_eq!(alive, ["db2"]);
+    }
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_path_that_was_edited_is_emptied_where_it_was() {
+    let stage = Stage::new(1).await;
+    let at = |spec: &str| {
+        let target = format!(
+            "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {{name: k}}\nspec: {spec}\n---\n"
+        );
+        let stores = "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n";
+        let credential = CREDENTIAL.replace("    hosts:\n", stores);
+        std::fs::write(stage.resources().join("orders.yaml"), format!("{target}{credential}")).unwrap();
+    };
+    at("{}");
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let first = stage.shelf.current_password();
+    assert!(first.is_some());
+    at("{path: other}");
+    until(&handle, 40, "the first stands at the other path too", async |h| {
+        stage.other_shelf.current_password() == first && settled(h, 1).await
+    })
+    .await;
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    assert_eq!(stage.shelf.readable(), Vec::<String>::new(), "nothing is left at the path before");
+    assert_eq!(stage.other_shelf.readable().len(), 1);
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_altered_audit_log_is_told_of_at_the_start_and_stops_nothing() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    assert!(handle.metrics().encode().contains("eso_audit_broken 0"));
+    drop(handle);
+    stage.kill(engine).await;
+    stage.close().await;
+    {
+        let database = rusqlite::Connection::open(stage.directory.path().join("state.db")).unwrap();
+        let altered = database.execute("UPDATE audit SET actor = 'nobody' WHERE sequence = 2", []);
+        assert_eq!(altered.unwrap(), 1);
+    }
+
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "it is told of", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.file == "the audit log" && fault.message.contains("row 2"))
+    })
+    .await;
+    assert!(handle.metrics().encode().contains("eso_audit_broken 1"));
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_target_that_was_taken_away_is_excused_or_retired_by_its_name() {
+    let stage = Stage::new(1).await;
+    let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
+    let credential =
+        CREDENTIAL.replace("    hosts:\n", "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n");
+    let file = stage.resources().join("orders.yaml");
+    std::fs::write(&file, format!("{target}{credential}")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let store = handle.store_target("VaultKv/k").await.unwrap();
+    assert_eq!(handle.store_target("store:VaultKv/k").await.unwrap(), store);
+    assert_eq!(handle.store_target("h0").await.unwrap_err().problem().code, "not_found");
+    let early = handle.retire_store("operator:alice", store.clone(), "gone").await.unwrap_err();
+    assert_eq!(early.problem().code, "resource_exists");
+    stage.shelf.take_away();
+    std::fs::write(&file, CREDENTIAL).unwrap();
+    until(&handle, 40, "it is not delivered to any more", async |h| {
+        h.credential(&name()).await.unwrap().summary.targets == 1
+    })
+    .await;
+    rotate(&handle).await;
+    let first = Version::new(1, 1);
+    until(&handle, 30, "it keeps the first version alive", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        let why = h.why(&name(), first).await.unwrap();
+        view.summary.current == Some(Version::new(1, 2))
+            && view.rollout.is_none()
+            && why.blockers.iter().any(|blocker| blocker.name.as_deref() == Some("store:VaultKv/k"))
+    })
+    .await;
+    handle.excuse("operator:alice", &name(), store.clone(), first, "switched off").await.unwrap();
+    handle.retire_store("operator:alice", store, "switched off").await.unwrap();
+    until(&handle, 30, "nothing waits for it", async |h| settled(h, 2).await).await;
+    std::fs::write(&file, format!("{target}{credential}")).unwrap();
+    until(&handle, 40, "its name is not used again", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.message.contains("was retired"))
+    })
+    .await;
     stage.kill(engine).await;
 }
 

@@ -9,11 +9,12 @@ use protocol::UnixMillis;
 use store::{Audit, Store};
 use tokio::sync::watch;
 
+use crate::denials::Denials;
 use crate::figures::Figures;
 
 /// What every handler can reach. Cloning is cheap.
 #[derive(Clone)]
-pub struct App(Arc<Parts>, Figures);
+pub struct App(Arc<Parts>, Figures, Arc<Denials>);
 
 /// The parts of a running control plane.
 pub struct Parts {
@@ -34,11 +35,15 @@ pub struct Parts {
 impl App {
     /// From its parts.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts), Figures::new())
+        Self(Arc::new(parts), Figures::new(), Arc::default())
     }
 
     pub(crate) fn figures(&self) -> &Figures {
         &self.1
+    }
+
+    pub(crate) fn denials(&self) -> &Denials {
+        &self.2
     }
 
     /// Writes one entry to the audit log; a failure is logged, since the answer is given already.

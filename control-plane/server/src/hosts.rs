@@ -3,8 +3,10 @@
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::response::{IntoResponse, Response};
+use engine::HandleError;
 use http::{HeaderValue, header};
 use identity::Caller;
+use lifecycle::TargetId;
 use protocol::api::{Done, EnrolToken, EnrolTokenIssued, Excuse, Labels, Reason};
 use protocol::enrol::{EnrolRequest, EnrolResponse, RenewRequest};
 use protocol::{FRAMES_CONTENT_TYPE, Frame, HostId, UnixMillis, limit};
@@ -66,6 +68,15 @@ async fn find(app: &App, id_or_name: &str) -> Result<HostId, Failure> {
     Ok(app.handle.host(id_or_name).await?.summary.id)
 }
 
+/// A host by its id or name, or else a store target.
+async fn find_target(app: &App, named: &str) -> Result<TargetId, Failure> {
+    match app.handle.host(named).await {
+        Ok(host) => Ok(host.summary.id.target()),
+        Err(HandleError::Missing(_)) => Ok(app.handle.store_target(named).await?),
+        Err(error) => Err(error.into()),
+    }
+}
+
 pub(crate) async fn label(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
@@ -85,7 +96,7 @@ pub(crate) async fn excuse(
     Body(excuse): Body<Excuse>,
 ) -> Answer<Done> {
     let why = reason(&excuse.reason)?;
-    let target = find(&app, &host).await?.target();
+    let target = find_target(&app, &host).await?;
     app.handle.excuse(&caller.actor(), &excuse.credential, target, excuse.version, why).await?;
     Ok(done("excused until it reports again"))
 }
@@ -97,7 +108,15 @@ pub(crate) async fn retire(
     Body(retire): Body<Reason>,
 ) -> Answer<Done> {
     let why = reason(&retire.reason)?;
-    let host = find(&app, &host).await?;
-    app.handle.retire_host(&caller.actor(), host, why).await?;
-    Ok(done("retired: it counts for no version any more, and its certificate is refused"))
+    let target = find_target(&app, &host).await?;
+    match HostId::try_from(&target) {
+        Ok(host) => {
+            app.handle.retire_host(&caller.actor(), host, why).await?;
+            Ok(done("retired: it counts for no version any more, and its certificate is refused"))
+        }
+        Err(_) => {
+            app.handle.retire_store(&caller.actor(), target, why).await?;
+            Ok(done("retired: it counts for no version any more"))
+        }
+    }
 }

@@ -8,6 +8,7 @@
 mod answer;
 mod app;
 mod backup;
+mod denials;
 mod figures;
 mod hosts;
 mod init;

@@ -1,5 +1,7 @@
 //! One route: what it needs, what it takes, what it answers; and how a table of them becomes a router.
 
+use std::time::Instant;
+
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::handler::Handler;
 use axum::middleware::{self, Next};
@@ -127,7 +129,7 @@ impl Route {
 pub fn router(app: &App, table: Vec<Route>) -> Router {
     let mut router = Router::new();
     for route in table {
-        let guard = middleware::from_fn_with_state((app.clone(), route.needs), admit);
+        let guard = middleware::from_fn_with_state((app.clone(), route.needs, route.path), admit);
         let place = Place { method: known(&route.method), route: route.path };
         let counter = middleware::from_fn_with_state((app.figures().clone(), place), figures::count);
         let handler = route.handler.layer(DefaultBodyLimit::max(route.body_bytes_max)).layer(guard);
@@ -162,7 +164,7 @@ async fn wrong_method(State(app): State<App>) -> Failure {
 
 /// Lets a request through when the caller is who the route needs, and tells the handler who that is.
 async fn admit(
-    State((app, needs)): State<(App, Needs)>,
+    State((app, needs, route)): State<(App, Needs, &'static str)>,
     peer: Option<Extension<Peer>>,
     mut request: Request,
     next: Next,
@@ -181,9 +183,13 @@ async fn admit(
         Err(error) => return Failure::from(error).into_response(),
     };
     if let Err(failure) = suffices(needs, &caller) {
-        let subject = request.uri().path().chars().take(200).collect::<String>();
-        let detail = format!("{} refused: {}", request.method(), failure.0.code);
-        app.audit(&caller.actor(), "denied", &subject, &detail).await;
+        let (actor, code) = (caller.actor(), &failure.0.code);
+        if let Some(more) = app.denials().news(&actor, route, code, Instant::now()) {
+            let subject = request.uri().path().chars().take(200).collect::<String>();
+            let before = if more > 0 { format!("; {more} more since the last entry") } else { String::new() };
+            let detail = format!("{} refused: {code}{before}", request.method());
+            app.audit(&actor, "denied", &subject, &detail).await;
+        }
         return failure.into_response();
     }
     request.extensions_mut().insert(caller);

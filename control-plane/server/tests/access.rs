@@ -6,7 +6,7 @@ mod world;
 
 use eso_control_plane::{Needs, table::table};
 use protocol::api::{AuditPage, Done, OperatorView, Problem, Reason, Role};
-use protocol::enrol::{EnrolResponse, RenewRequest};
+use protocol::enrol::{Bundle, EnrolRequest, EnrolResponse, RenewRequest, TokenId};
 use reqwest::Method;
 use world::{Caller, HostKeys, World, csr};
 
@@ -48,8 +48,10 @@ async fn every_route_refuses_nobody_and_every_wrong_kind() {
         ("an admin by token", admin, Box::new(role(Role::Admin))),
         ("an admin by certificate", world.admin(), Box::new(role(Role::Admin))),
     ];
+    let unenrolled = unenrolled(&world, &bundle).await;
     let routes = table();
     assert!(routes.len() > 35);
+    assert!(routes.iter().any(|route| route.needs == Needs::EnrolmentToken));
     for route in routes {
         for (who, caller, allowed) in &callers {
             let response = caller.request(route.method.clone(), &path(route.path)).send().await.unwrap();
@@ -58,7 +60,16 @@ async fn every_route_refuses_nobody_and_every_wrong_kind() {
             match route.needs {
                 Needs::Nothing => assert_eq!(status, 200, "{what}"),
                 // Whatever else is shown, the token in the body decides; here there is none.
-                Needs::EnrolmentToken => assert_eq!(status, 415, "{what}"),
+                Needs::EnrolmentToken => {
+                    assert_eq!(status, 415, "{what}");
+                    for (wrong, request) in &unenrolled {
+                        let refused = caller.post(route.path, request).await;
+                        let status = refused.status().as_u16();
+                        assert!(status == 401 || status == 403, "{what}, with {wrong}: {status}");
+                        let problem: Problem = refused.json().await.unwrap();
+                        assert!(!problem.action.is_empty(), "{what}, with {wrong}");
+                    }
+                }
                 needs if allowed(needs) => assert!(status != 401 && status != 403, "{what}"),
                 _ => {
                     assert!(status == 401 || status == 403, "{what}");
@@ -68,7 +79,26 @@ async fn every_route_refuses_nobody_and_every_wrong_kind() {
             }
         }
     }
+    // None of all that used the good token up.
+    let response = world.anybody().post("/v1/enroll", &HostKeys::new().request(&bundle)).await;
+    assert_eq!(response.status(), 200);
     world.stop().await;
+}
+
+/// Whole enrolment requests, each with a token that is not good.
+async fn unenrolled(world: &World, bundle: &Bundle) -> Vec<(&'static str, EnrolRequest)> {
+    let used = world.bundle("web-4").await;
+    let response = world.anybody().post("/v1/enroll", &HostKeys::new().request(&used)).await;
+    assert_eq!(response.status(), 200);
+    let mut unknown = HostKeys::new().request(bundle);
+    unknown.token = TokenId(bundle.installation.0);
+    let mut stolen = HostKeys::new().request(bundle);
+    stolen.network_secret = used.network_secret.clone();
+    vec![
+        ("a token that was used", HostKeys::new().request(&used)),
+        ("a token that nobody issued", unknown),
+        ("a token without its secret", stolen),
+    ]
 }
 
 #[tokio::test]
@@ -96,6 +126,13 @@ async fn a_refusal_is_audited_with_who_and_what() {
     let denied = page.entries.iter().find(|entry| entry.action == "denied").expect("an entry");
     assert_eq!(denied.actor, "operator:Viewer");
     assert_eq!(denied.subject, "/v1/credentials/orders/rotate");
+    // Who goes on trying fills no log with it.
+    for number in 0..30 {
+        let other = format!("/v1/credentials/other-{number}/rotate");
+        assert_eq!(viewer.post(&other, &serde_json::json!({})).await.status(), 403);
+    }
+    let page: AuditPage = world.admin().get("/v1/audit").await.json().await.unwrap();
+    assert_eq!(page.entries.iter().filter(|entry| entry.action == "denied").count(), 1);
     world.stop().await;
 }
 

@@ -42,6 +42,11 @@ pub struct NewHost {
 pub struct HostProgress {
     /// The newest report that was committed.
     pub sequence: u64,
+    /// The newest report that was ever acknowledged to the host. Never falls, whatever the host contradicts: only an
+    /// acknowledgement above it is one that this store never gave.
+    pub acknowledged_max: u64,
+    /// Below this number no digest is kept any more, so that nothing can be told from a contradiction.
+    pub digests_from: u64,
     /// The digests of the newest committed reports by sequence, so that a resent one is told from a contradiction.
     pub digests: BTreeMap<u64, String>,
     /// The newest of our acknowledgements that the host has shown to us.

@@ -8,9 +8,9 @@ use std::io::Write as _;
 #[cfg(feature = "failpoints")]
 use std::path::PathBuf;
 #[cfg(feature = "failpoints")]
-use std::sync::Arc;
-#[cfg(feature = "failpoints")]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(feature = "failpoints")]
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The environment variable that names the step at which a process built with `failpoints` dies.
 #[cfg(feature = "failpoints")]
@@ -42,6 +42,8 @@ struct Inner {
     tries: AtomicU64,
     /// 0 is never.
     fails_at: u64,
+    /// The next try of this fails, and none after it.
+    fails_next: Mutex<Option<&'static str>>,
     twice: bool,
     log: Option<PathBuf>,
     abort: bool,
@@ -76,6 +78,12 @@ impl Steps {
         Self { inner: Arc::new(Inner { at: AtomicU64::new(at), ..Inner::default() }) }
     }
 
+    /// The next try of `what` fails, and none after it.
+    #[cfg(feature = "failpoints")]
+    pub fn fail_next(&self, what: &'static str) {
+        *self.inner.fails_next.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
     /// How many steps were taken.
     #[cfg(feature = "failpoints")]
     pub fn count(&self) -> u64 {
@@ -92,7 +100,8 @@ impl Steps {
         {
             let tried = self.inner.tries.fetch_add(1, Ordering::SeqCst) + 1;
             self.inner.note("tried", what);
-            tried == self.inner.fails_at
+            let mut next = self.inner.fails_next.lock().unwrap_or_else(PoisonError::into_inner);
+            tried == self.inner.fails_at || next.take_if(|next| *next == what).is_some()
         }
         #[cfg(not(feature = "failpoints"))]
         {

@@ -39,18 +39,23 @@ pub struct Server {
     pub reverted: bool,
     /// The password of a role that was there before us.
     pub existing: Option<String>,
+    /// Where each version was asked about: the server's name, and the effect that minted it.
+    pub asked: BTreeSet<(String, EffectId)>,
     /// Passwords that applications have loaded right now, by host.
     pub loaded: HashMap<HostId, String>,
 }
 
 pub struct Role {
     pub password: String,
+    /// Which server it lives on.
+    pub at: String,
     pub alive: bool,
     mark: Mark,
 }
 
+/// Mints on the server that its spec names; on another one its roles are unknown.
 #[derive(Clone, Default)]
-pub struct FakeGenerator(pub Arc<Mutex<Server>>);
+pub struct FakeGenerator(pub Arc<Mutex<Server>>, pub String);
 
 impl FakeGenerator {
     fn once(&self, what: &'static str, effect: EffectId) -> Result<(), Failure> {
@@ -96,7 +101,8 @@ impl Generator for FakeGenerator {
                 Some(_) => {}
                 None => {
                     server.minted += 1;
-                    server.roles.insert(mark.effect, Role { password, alive: true, mark: mark.clone() });
+                    let at = self.1.clone();
+                    server.roles.insert(mark.effect, Role { password, at, alive: true, mark: mark.clone() });
                 }
             }
             drop(server);
@@ -110,7 +116,7 @@ impl Generator for FakeGenerator {
             let server = self.0.lock().unwrap();
             let password = value.expose_text("password").unwrap_or_default();
             match server.roles.get(&effect) {
-                Some(role) if role.alive && role.password == password => Ok(()),
+                Some(role) if role.alive && role.at == self.1 && role.password == password => Ok(()),
                 None if server.existing.as_deref() == Some(password) => Ok(()),
                 _ => Err(Failure::refused("the server refuses the login")),
             }
@@ -120,6 +126,7 @@ impl Generator for FakeGenerator {
     fn sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
             self.once("sessions", effect)?;
+            self.0.lock().unwrap().asked.insert((self.1.clone(), effect));
             Ok(Some(0))
         })
     }
@@ -133,11 +140,15 @@ impl Generator for FakeGenerator {
             self.once("revoke", effect)?;
             let mut server = self.0.lock().unwrap();
             let loaded: Vec<String> = server.loaded.values().cloned().collect();
-            let used = server.roles.get(&effect).is_some_and(|role| loaded.contains(&role.password));
+            let used = server
+                .roles
+                .get(&effect)
+                .is_some_and(|role| role.at == self.1 && loaded.contains(&role.password));
             if used {
                 server.violations.push(format!("{effect} was revoked while an application had it"));
             }
             if let Some(role) = server.roles.get_mut(&effect)
+                && role.at == self.1
                 && role.alive
             {
                 role.alive = false;
@@ -151,7 +162,7 @@ impl Generator for FakeGenerator {
     fn orphans<'a>(&'a self, _: &'a str) -> Answer<'a, Vec<Marked>> {
         Box::pin(async move {
             let server = self.0.lock().unwrap();
-            let alive = server.roles.values().filter(|role| role.alive);
+            let alive = server.roles.values().filter(|role| role.alive && role.at == self.1);
             Ok(alive.map(|role| Marked { mark: role.mark.clone(), name: "role".into() }).collect())
         })
     }
@@ -172,11 +183,11 @@ impl VersionKeyBytes {
 }
 
 /// Makes the fake generator whatever is asked for.
-pub struct FakeMakers(pub FakeGenerator, pub Shelf);
+pub struct FakeMakers(pub FakeGenerator, pub Shelf, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<Vec<Revision>>>);
+pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<std::sync::atomic::AtomicBool>);
 
 /// None once it was destroyed.
 type Revision = Option<(SecretValue, Mark)>;
@@ -185,6 +196,16 @@ impl Shelf {
     pub fn current_password(&self) -> Option<String> {
         let kept = self.0.lock().unwrap();
         kept.last()?.as_ref().map(|(value, _)| value.expose_text("password").unwrap().to_owned())
+    }
+
+    /// It answers nothing any more.
+    pub fn take_away(&self) {
+        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn answers(&self) -> Result<(), Failure> {
+        let away = self.1.load(std::sync::atomic::Ordering::SeqCst);
+        if away { Err(Failure::retry("it does not answer")) } else { Ok(()) }
     }
 
     /// The passwords of all revisions that can still be read.
@@ -217,6 +238,7 @@ impl StoreTarget for Shelf {
 
     fn read_back(&self) -> Answer<'_, Option<Stored>> {
         Box::pin(async move {
+            self.answers()?;
             let kept = self.0.lock().unwrap();
             let revision = kept.len() as u64;
             Ok(kept.last().cloned().flatten().map(|(value, mark)| Stored {
@@ -244,8 +266,9 @@ impl StoreTarget for Shelf {
 }
 
 impl Makers for FakeMakers {
-    fn generator(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
-        Ok(Arc::new(self.0.clone()))
+    fn generator(&self, _: &str, spec: &serde_json::Value) -> Result<Arc<dyn Generator>, SpecError> {
+        let at = spec.get("host").and_then(|host| host.as_str()).unwrap_or_default();
+        Ok(Arc::new(FakeGenerator(self.0.0.clone(), at.to_owned())))
     }
 
     fn source(&self, kind: &str, spec: &serde_json::Value) -> Result<Arc<dyn Source>, SpecError> {
@@ -253,8 +276,9 @@ impl Makers for FakeMakers {
         backends::build_source(kind, spec, secrets)
     }
 
-    fn store_target(&self, _: &str, _: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
-        Ok(Arc::new(self.1.clone()))
+    fn store_target(&self, _: &str, spec: &serde_json::Value) -> Result<Arc<dyn StoreTarget>, SpecError> {
+        let other = spec.get("path").is_some_and(|path| path == "other");
+        Ok(Arc::new(if other { self.2.clone() } else { self.1.clone() }))
     }
 }
 
@@ -287,6 +311,8 @@ pub struct FakeHost {
     unacknowledged: Option<Frame>,
     /// While set, nothing reaches it and nothing comes from it.
     pub frozen: bool,
+    /// While set, nothing reaches it, and it reports all the same.
+    pub deaf: bool,
     server: Arc<Mutex<Server>>,
 }
 
@@ -320,6 +346,7 @@ impl FakeHost {
             reported: None,
             unacknowledged: None,
             frozen: false,
+            deaf: false,
             server,
         }
     }
@@ -470,6 +497,22 @@ impl FakeHost {
         }])
     }
 
+    /// What this machine says after it was put back to a snapshot from `reports` reports ago.
+    pub fn report_of_a_snapshot(&mut self, reports: u64) -> Frame {
+        let (sequence, acknowledged) = (self.sequence, self.acknowledged.take());
+        let (reported, unacknowledged) = (self.reported.clone(), self.unacknowledged.take());
+        self.sequence -= reports;
+        let frame = self.report_with_another_boot();
+        (self.sequence, self.acknowledged) = (sequence, acknowledged);
+        (self.reported, self.unacknowledged) = (reported, unacknowledged);
+        frame
+    }
+
+    /// Takes an acknowledgement as it came for a report that a test sent itself.
+    pub fn take_acknowledgement(&mut self, frame: Frame) {
+        self.acknowledged(frame);
+    }
+
     /// The application ends: nobody holds anything on this host any more.
     pub fn stop_application(&mut self) {
         self.loaded = None;
@@ -617,6 +660,7 @@ pub struct FakeRoad {
     /// Of each host every second push is lost, the answer of every third.
     pub lossy: bool,
     pushes: Mutex<BTreeMap<HostId, u32>>,
+    told: Told,
 }
 
 impl Road for FakeRoad {
@@ -624,7 +668,14 @@ impl Road for FakeRoad {
 
     fn forget(&self, _: &HostId) {}
 
-    fn nudge(&self, _: &HostId) {}
+    /// The dial of a host that cannot be reached fails once more.
+    fn nudge(&self, host: &HostId) {
+        let deaf = self.hosts.get(host).is_some_and(|host| host.lock().unwrap().deaf);
+        if let Some(tell) = self.told.lock().unwrap().as_ref().filter(|_| deaf) {
+            // The channel is never full in a test; when the engine is gone there is nobody to tell.
+            let _ = tell.try_send((*host, false));
+        }
+    }
 
     fn push<'a>(
         &'a self,
@@ -643,7 +694,7 @@ impl Road for FakeRoad {
                 return Err(lost());
             }
             let mut host = self.hosts[&address.host].lock().unwrap();
-            if host.frozen {
+            if host.frozen || host.deaf {
                 return Err(lost());
             }
             let report = host.take(&frames);
@@ -667,6 +718,8 @@ pub struct Stage {
     pub server: Arc<Mutex<Server>>,
     pub road: Arc<FakeRoad>,
     pub shelf: Shelf,
+    /// What stands at the path `other`.
+    pub other_shelf: Shelf,
     pub anchor: TrustAnchor,
     order_seed: [u8; 32],
     handle: Arc<Mutex<Option<Handle>>>,
@@ -735,12 +788,24 @@ impl Stage {
             enrol(&store, &host).await;
             all.insert(host.id, Arc::new(Mutex::new(host)));
         }
-        let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default() });
         let handle = Arc::new(Mutex::new(None));
-        let reachable = Arc::new(Mutex::new(None));
+        let reachable = Told::default();
+        let told = reachable.clone();
+        let road = Arc::new(FakeRoad { hosts: all, twice, lossy, pushes: Mutex::default(), told });
         let pump = tokio::spawn(pump(road.clone(), handle.clone(), reachable.clone()));
         let order_seed = *order_key.expose_seed().unwrap();
-        Self { directory, server, road, shelf: Shelf::default(), anchor, order_seed, handle, reachable, pump }
+        Self {
+            directory,
+            server,
+            road,
+            shelf: Shelf::default(),
+            other_shelf: Shelf::default(),
+            anchor,
+            order_seed,
+            handle,
+            reachable,
+            pump,
+        }
     }
 
     pub async fn start(&self, steps: Steps) -> Engine {
@@ -757,7 +822,11 @@ impl Stage {
             anchor: self.anchor.clone(),
             earlier_keys: Vec::<VerifyingKey>::new(),
             resources: self.resources(),
-            makers: Arc::new(FakeMakers(FakeGenerator(self.server.clone()), self.shelf.clone())),
+            makers: Arc::new(FakeMakers(
+                FakeGenerator(self.server.clone(), String::new()),
+                self.shelf.clone(),
+                self.other_shelf.clone(),
+            )),
             road: self.road.clone(),
             reachable,
         };
@@ -851,7 +920,7 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
             }
         }
         for (id, host) in &road.hosts {
-            let (frozen, frame) = {
+            let (away, frame) = {
                 let mut host = host.lock().unwrap();
                 if !host.frozen {
                     host.tick();
@@ -860,12 +929,12 @@ async fn pump(road: Arc<FakeRoad>, handle: Arc<Mutex<Option<Handle>>>, reachable
                     host.report(vec![]);
                 }
                 let frame = host.unacknowledged.clone().filter(|_| !host.frozen);
-                (host.frozen, frame)
+                (host.frozen || host.deaf, frame)
             };
             if let Some(tell) = &tell
-                && told.insert(*id, !frozen) != Some(!frozen)
+                && told.insert(*id, !away) != Some(!away)
             {
-                let _ = tell.send((*id, !frozen)).await;
+                let _ = tell.send((*id, !away)).await;
             }
             let engine = handle.lock().unwrap().clone();
             let (Some(frame), Some(engine)) = (frame, engine) else { continue };
