@@ -26,7 +26,7 @@ pub(crate) struct StoreProgress {
     written: BTreeMap<Version, Written>,
     current: Option<Version>,
     disarmed: Option<Generation>,
-    gone: BTreeSet<Version>,
+    gone: lifecycle::Versions,
     not_gone: BTreeMap<Version, String>,
     refused: Option<Refused>,
     /// Every path that anything was ever written to. A resource can be edited to name another one.
@@ -168,7 +168,7 @@ impl StoreProgress {
             current: self.current,
             permitted: self.current,
             adopted: self.current,
-            gone: self.gone.iter().copied().collect(),
+            gone: self.gone.clone(),
             not_gone: self.not_gone.clone(),
             refused: self.refused.clone(),
             evidence: Evidence::Declared,
@@ -513,9 +513,9 @@ mod tests {
         assert_eq!(shelf.readable(), ["p1", "p2", "p1", "p3"]);
         progress = done(progress, &desk, seal(1)).await;
         assert_eq!(shelf.readable(), ["p2", "p3"]);
-        assert!(progress.report().gone.contains(&version(1)));
+        assert!(progress.report().gone.contains(version(1)));
         progress = done(progress, &desk, seal(3)).await;
-        assert!(!progress.report().gone.contains(&version(3)), "it is the current one");
+        assert!(!progress.report().gone.contains(version(3)), "it is the current one");
     }
 
     #[tokio::test]
@@ -532,7 +532,7 @@ mod tests {
         assert_eq!(shelf.readable(), ["p1", "p2", "p1"]);
         let progress = done(progress, &desk, seal(2)).await;
         assert_eq!(shelf.readable(), ["p1", "p1"]);
-        assert!(progress.report().gone.contains(&version(2)));
+        assert!(progress.report().gone.contains(version(2)));
     }
 
     #[test]
