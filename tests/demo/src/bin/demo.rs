@@ -50,7 +50,7 @@ struct Arguments {
 enum Server {
     /// The installed PostgreSQL, else the one from PyPI, else the demo's own login server.
     Auto,
-    /// The installed PostgreSQL (15 on Debian 12).
+    /// The installed PostgreSQL 15, as Debian 12 has it.
     Pg15,
     /// PostgreSQL 18 from PyPI.
     Pg18,
@@ -88,7 +88,7 @@ fn run(terminal: &Terminal, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     interrupt::listen()?;
     let (kind, why) = match arguments.server {
         Server::Auto => Kind::auto(),
-        Server::Pg15 => (Kind::Postgres(PostgresKind::Installed), None),
+        Server::Pg15 => (Kind::Postgres(PostgresKind::Debian(15)), None),
         Server::Pg18 => (Kind::Postgres(PostgresKind::Embedded), None),
         Server::Login => (Kind::Logins, None),
     };
