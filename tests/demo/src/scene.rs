@@ -316,14 +316,14 @@ pub fn change_credential(
     protected: &Protected,
     changes: examples::Changes<'_>,
 ) -> anyhow::Result<()> {
-    let changed = || -> anyhow::Result<usize> {
+    let noticed = || -> anyhow::Result<usize> {
         let page: AuditPage = control.ask(&["audit"])?;
         Ok(page.entries.iter().filter(|entry| entry.action == "changed").count())
     };
-    let before = changed()?;
+    let before = noticed()?;
     write_credential(control, protected, changes)?;
     let deadline = Instant::now() + STEP;
-    while changed()? <= before {
+    while noticed()? <= before {
         crate::interrupt::check()?;
         if Instant::now() > deadline {
             bail!("the control plane did not notice a changed file within {} s", STEP.as_secs());

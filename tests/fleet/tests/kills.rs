@@ -139,11 +139,8 @@ fn each<T: Send>(
 }
 
 /// Does it at this step; where the run had fewer steps, at one that stands earlier. What came of it, once it was reached.
-fn reaching<T>(step: usize, mut one: impl FnMut(usize) -> Option<T>) -> Option<T> {
-    (0..=FEWER_MAX)
-        .filter_map(|fewer| step.checked_sub(fewer))
-        .filter(|step| *step > 0)
-        .find_map(|step| one(step))
+fn reaching<T>(step: usize, one: impl FnMut(usize) -> Option<T>) -> Option<T> {
+    (0..=FEWER_MAX).filter_map(|fewer| step.checked_sub(fewer)).filter(|step| *step > 0).find_map(one)
 }
 
 fn told<T>(what: &str, names: &[String], reached: &BTreeMap<usize, Option<T>>, began: Instant) {
