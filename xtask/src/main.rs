@@ -41,6 +41,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Say the features with which tests build programs that die and fail at a step.
+    Failpoints,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -48,5 +50,9 @@ fn main() -> anyhow::Result<()> {
         Task::Demo { arguments } => demo::run(&arguments),
         Task::Bench { arguments } => bench::run(&arguments),
         Task::Test { quick } => test::run(quick),
+        Task::Failpoints => {
+            println!("{}", tests_host::FAILPOINTS);
+            Ok(())
+        }
     }
 }

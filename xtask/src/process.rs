@@ -20,8 +20,13 @@ pub(crate) fn target() -> PathBuf {
 /// Cargo, in the workspace's folder.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root());
+    command.args(arguments).current_dir(root()).env(tests_needs::LEFT_OUT, left_out());
     command
+}
+
+/// Where tests write what they left out.
+pub(crate) fn left_out() -> PathBuf {
+    target().join("left-out")
 }
 
 /// Builds every program, and nothing else.

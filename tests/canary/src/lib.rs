@@ -143,18 +143,27 @@ impl Canaries {
                 Err(error) if error.kind() == io::ErrorKind::NotFound && path != root.as_ref() => continue,
                 Err(error) => return Err(at(&path, "failed to look at", &error)),
             };
+            // What goes away meanwhile is no find, unless it is all that there was to look through.
+            let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound && path != root.as_ref();
             if kind.is_dir() {
-                let entries =
-                    std::fs::read_dir(&path).map_err(|error| at(&path, "failed to list", &error))?;
+                let entries = match std::fs::read_dir(&path) {
+                    Err(error) if gone(&error) => continue,
+                    listed => listed.map_err(|error| at(&path, "failed to list", &error))?,
+                };
                 for entry in entries {
                     pending.push(entry.map_err(|error| at(&path, "failed to list", &error))?.path());
                 }
             } else if kind.is_symlink() {
-                let target =
-                    std::fs::read_link(&path).map_err(|error| at(&path, "failed to read", &error))?;
+                let target = match std::fs::read_link(&path) {
+                    Err(error) if gone(&error) => continue,
+                    target => target.map_err(|error| at(&path, "failed to read", &error))?,
+                };
                 leaks.extend(self.in_bytes(&path, target.as_os_str().as_bytes()));
             } else if kind.is_file() {
-                let file = File::open(&path).map_err(|error| at(&path, "failed to open", &error))?;
+                let file = match File::open(&path) {
+                    Err(error) if gone(&error) => continue,
+                    file => file.map_err(|error| at(&path, "failed to open", &error))?,
+                };
                 leaks.extend(
                     self.in_stream(&path, file).map_err(|error| at(&path, "failed to read", &error))?,
                 );

@@ -33,6 +33,11 @@ pub enum Adoption {
 }
 
 impl Adoption {
+    /// Whether it takes up a new version by a restart only, be it a person who restarts it.
+    pub const fn is_by_restart(self) -> bool {
+        matches!(self, Self::Restart | Self::Manual)
+    }
+
     /// For people.
     pub const fn in_words(self) -> &'static str {
         match self {

@@ -134,12 +134,13 @@ impl ControlPlane {
             .args(arguments)
             .output()
             .context("failed to start esoctl")?;
-        if !output.status.success() {
-            bail!("esoctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-        }
+        // Also what it says when it fails.
         if let Ok(mut printed) = self.printed.lock() {
             printed.extend_from_slice(&output.stdout);
             printed.extend_from_slice(&output.stderr);
+        }
+        if !output.status.success() {
+            bail!("esoctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8(output.stdout)?)
     }

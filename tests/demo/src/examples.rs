@@ -19,10 +19,9 @@ const CREDENTIAL_TEXT: &str = include_str!("../../../control-plane/resources/exa
 const POLICY_TEXT: &str = include_str!("../../../vm-server/policy/examples/conf.d/orders-db.toml");
 
 /// The demo waits seconds where an installation waits minutes.
-const CREDENTIAL_TIMES: [(&str, &str); 6] = [
+const CREDENTIAL_TIMES: [(&str, &str); 5] = [
     ("barrier: 2m", "barrier: 5s"),
     ("startWait: 30s", "startWait: 5s"),
-    ("flipIn: 5s", "flipIn: 2s"),
     ("adoptWithin: 5m", "adoptWithin: 2m"),
     ("grace: 5m", "grace: 1s"),
     ("sampleEvery: 30s", "sampleEvery: 1s"),
@@ -30,6 +29,21 @@ const CREDENTIAL_TIMES: [(&str, &str); 6] = [
 const START: &str = "start_ms = 5_000";
 const SETTLE: &str = "settle_ms = 1_000";
 const REFRESH: &str = "refresh_ms = 1_000";
+
+/// What an act has otherwise than the other acts.
+#[derive(Debug, Clone, Copy)]
+pub struct Changes<'a> {
+    /// How passwords look; as documented unless said.
+    pub password: Option<&'a str>,
+    /// How far ahead the instant is on which hosts agree.
+    pub flip_in: &'a str,
+}
+
+impl Default for Changes<'_> {
+    fn default() -> Self {
+        Self { password: None, flip_in: "2s" }
+    }
+}
 
 /// An example as it is used here.
 pub struct Loaded {
@@ -56,8 +70,9 @@ impl Loaded {
     }
 }
 
-/// The credential. `password`, where it is given, says how passwords look.
-pub fn credential(protected: &Protected, password: Option<&str>) -> anyhow::Result<Loaded> {
+/// The credential.
+pub fn credential(protected: &Protected, changes: Changes<'_>) -> anyhow::Result<Loaded> {
+    let Changes { password, flip_in } = changes;
     let mut loaded = Loaded::new(CREDENTIAL_TEXT);
     let address = protected.address();
     match protected.server() {
@@ -98,6 +113,8 @@ pub fn credential(protected: &Protected, password: Option<&str>) -> anyhow::Resu
     for (from, to) in CREDENTIAL_TIMES {
         loaded.change(to, from, to, 1)?;
     }
+    let flip_in = format!("flipIn: {flip_in}");
+    loaded.change(&flip_in, "flipIn: 5s", &flip_in, 1)?;
     Ok(loaded)
 }
 

@@ -43,7 +43,7 @@ impl Footer {
                             let newest =
                                 logins.iter().rev().find(|login| login.client == Some(cast.source()));
                             let version = newest.and_then(|login| version_of(&versions, &login.user));
-                            line.show(text(cast, Tally::of(logins, cast.source(), 0), version));
+                            line.show(text(cast, Tally::of(logins, cast.source(), 0..u64::MAX), version));
                         }
                     }
                     std::thread::sleep(EVERY);

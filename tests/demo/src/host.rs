@@ -9,7 +9,7 @@ use anyhow::Context;
 use crate::application::Adoption;
 use crate::control::{CREDENTIAL, ControlPlane};
 use crate::examples;
-use crate::launcher::{self, Command, Program};
+use crate::launcher::{self, Command, Program, Said};
 use crate::login::Login;
 use crate::programs::Programs;
 use crate::protected::Protected;
@@ -221,6 +221,12 @@ impl Host {
     /// Its processes by name, with the ids that they have here.
     pub fn processes(&mut self) -> anyhow::Result<BTreeMap<String, u32>> {
         self.launcher.pids()
+    }
+
+    /// How often one of its programs ended so far.
+    pub fn ended(&self, program: &str) -> usize {
+        let ended = self.launcher.ended();
+        ended.iter().filter(|said| matches!(said, Said::Ended { name, .. } if name == program)).count()
     }
 
     /// Starts an application; it is started again whenever it ends.

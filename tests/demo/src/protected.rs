@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use aws_lc_rs::rand;
 use tests_services::logins::LoginLog;
 use tests_services::postgres::{Kind as PostgresKind, PostgresServer};
 
-use crate::judge::Tally;
+use crate::host::CAST;
+use crate::judge::{Away, GAP_MAX, Tally, without};
 use crate::login::{Login, Verdict, Visitor};
 use crate::login_server::LoginServer;
 use crate::programs::Programs;
@@ -51,6 +52,7 @@ pub struct Protected {
     server: Server,
     log: LoginLog,
     act_began_ms: u64,
+    away: Vec<Away>,
 }
 
 impl Protected {
@@ -64,7 +66,7 @@ impl Protected {
             Server::Postgres(server) => LoginLog::new(server.log_file()),
             Server::Logins(server) => LoginLog::new(server.log()),
         };
-        Ok(Self { server, log, act_began_ms: 0 })
+        Ok(Self { server, log, act_began_ms: 0, away: Vec::new() })
     }
 
     /// The server.
@@ -106,6 +108,14 @@ impl Protected {
         }
     }
 
+    /// Where it keeps secrets of its own.
+    pub fn places_of_values(&self) -> Vec<PathBuf> {
+        match &self.server {
+            Server::Postgres(_) => Vec::new(),
+            Server::Logins(server) => vec![server.bearer()],
+        }
+    }
+
     /// The log that is judged.
     pub fn log_file(&self) -> PathBuf {
         match &self.server {
@@ -115,7 +125,8 @@ impl Protected {
     }
 
     /// Makes what the generator needs, and puts its own credential where the control plane finds the backends' secrets.
-    pub fn prepare(&self, secrets: &Path) -> anyhow::Result<()> {
+    /// That credential, with a name that may be shown.
+    pub fn prepare(&self, secrets: &Path) -> anyhow::Result<(String, String)> {
         match &self.server {
             Server::Postgres(server) => {
                 let password = random()?;
@@ -124,10 +135,13 @@ impl Protected {
                 server.admin_execute("CREATE ROLE orders_owner")?;
                 server.admin_execute("GRANT orders_owner TO minter WITH ADMIN OPTION")?;
                 server.admin_execute("CREATE DATABASE orders OWNER orders_owner")?;
-                keep(&secrets.join("orders-minter"), "password", &password)
+                keep(&secrets.join("orders-minter"), "password", &password)?;
+                Ok(("the password of the role that mints".to_owned(), password))
             }
             Server::Logins(server) => {
-                keep(&secrets.join("orders-minter"), "bearer", &std::fs::read_to_string(server.bearer())?)
+                let bearer = std::fs::read_to_string(server.bearer())?;
+                keep(&secrets.join("orders-minter"), "bearer", &bearer)?;
+                Ok(("the bearer token of the login server".to_owned(), bearer))
             }
         }
     }
@@ -190,9 +204,56 @@ impl Protected {
         self.tally_since(source, self.act_began_ms)
     }
 
-    /// What an address did since then, in milliseconds since 1970.
+    /// What an address did since then, in milliseconds since 1970. The gaps are those in which it may not be away.
     pub fn tally_since(&mut self, source: IpAddr, since_ms: u64) -> anyhow::Result<Tally> {
-        Ok(Tally::of(self.log.read()?, source, since_ms))
+        let time = since_ms..now_ms()?;
+        let logins = self.log.read()?;
+        let gap = |time| Tally::of(logins, source, time).gap_ms_max;
+        let gap_ms_max =
+            without(&self.away, source, time.clone()).into_iter().map(gap).max().unwrap_or_default();
+        Ok(Tally { gap_ms_max, ..Tally::of(logins, source, time) })
+    }
+
+    /// From the beginning of the act until now an address may have been away. The longest time that it was, in
+    /// milliseconds.
+    pub fn was_away(&mut self, source: IpAddr) -> anyhow::Result<u64> {
+        let time = self.act_began_ms..now_ms()?;
+        self.away.push(Away { source, time: time.clone() });
+        Ok(Tally::of(self.log.read()?, source, time).gap_ms_max)
+    }
+
+    /// The longest gap of an address while it may have been away, in milliseconds.
+    pub fn price(&mut self, source: IpAddr) -> anyhow::Result<Option<u64>> {
+        let logins = self.log.read()?;
+        let away = self.away.iter().filter(|away| away.source == source);
+        Ok(away.map(|away| Tally::of(logins, source, away.time.clone()).gap_ms_max).max())
+    }
+
+    /// Waits until every application logged in once more, but no longer than one may be away: whoever does not is seen
+    /// by its gap.
+    pub fn until_all_log_in(&mut self) -> anyhow::Result<()> {
+        let (since, deadline) = (now_ms()?, Instant::now() + GAP_MAX + Duration::from_secs(1));
+        for cast in &CAST {
+            while Tally::of(self.log.read()?, cast.source(), since..u64::MAX).logins == 0
+                && Instant::now() < deadline
+            {
+                crate::interrupt::check()?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// As whom an address logged in since the act began, in order, each with the time of its first login.
+    pub fn users(&mut self, source: IpAddr) -> anyhow::Result<Vec<(String, u64)>> {
+        let mut users: Vec<(String, u64)> = Vec::new();
+        for login in self.log.read()?.iter().filter(|login| login.client == Some(source)) {
+            let known = users.last().is_some_and(|(user, _)| *user == login.user);
+            if login.accepted && !known && login.at_ms >= self.act_began_ms {
+                users.push((login.user.clone(), login.at_ms));
+            }
+        }
+        Ok(users)
     }
 }
 

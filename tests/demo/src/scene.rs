@@ -4,14 +4,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use lifecycle::Version;
-use protocol::api::{CredentialDetail, DeliveryPhase, VersionPhase};
+use lifecycle::{Evidence, Version};
+use protocol::api::{AuditPage, CredentialDetail, DeliveryPhase, VersionPhase};
 use tests_services::OpenBao;
 
 use crate::control::{CREDENTIAL, ControlPlane};
 use crate::examples;
 use crate::footer::Footer;
 use crate::host::{CAST, Cast, HOSTS, Host, free_port};
+use crate::judge::Tally;
 use crate::login::{Login, Verdict};
 use crate::narrator::{Narrator, Subject};
 use crate::programs::Programs;
@@ -63,7 +64,7 @@ impl Scene {
             format!("{} on {}; its own log is the judge", protected.describe(), protected.address()),
         );
         let mut control = ControlPlane::start(&programs, directory.path(), free_port()?)?;
-        protected.prepare(&control.secrets())?;
+        let planted = vec![protected.prepare(&control.secrets())?];
         let process = control.process()?.map_or_else(String::new, |process| format!(", process {process}"));
         terminal.say(Tone::Plain, format!("a control plane with its own store{process}"));
         let mut hosts = Vec::new();
@@ -84,7 +85,7 @@ impl Scene {
             narrator,
             terminal,
             broken: Vec::new(),
-            planted: Vec::new(),
+            planted,
             began_ms: 0,
             programs,
             directory,
@@ -92,14 +93,14 @@ impl Scene {
         scene.wait_for_hosts()?;
         scene.load_examples()?;
         scene.first_version()?;
-        scene.say_evidence()?;
+        scene.promise_evidence()?;
         scene.began_ms = crate::protected::now_ms()?;
         Ok(scene)
     }
 
     /// The documented credential goes to the control plane; the documented policy lies on the hosts already.
     fn load_examples(&self) -> anyhow::Result<()> {
-        let differs = write_credential(&self.control, &self.protected, None)?;
+        let differs = write_credential(&self.control, &self.protected, examples::Changes::default())?;
         let first = format!("{}, as documented but for:", examples::CREDENTIAL);
         self.terminal.say(Tone::Plain, format!("{first} {}", differs.join(", ")));
         if let Some(host) = self.hosts.first() {
@@ -160,19 +161,23 @@ impl Scene {
     }
 
     /// How it is known who has which version: as root the kernel sees who opens what, else policy and applications say.
-    fn say_evidence(&self) -> anyhow::Result<()> {
+    fn promise_evidence(&mut self) -> anyhow::Result<()> {
         let hosts = self.control.hosts()?;
         let mut words: Vec<String> = hosts
             .iter()
             .map(|host| format!("{}: {}", host.name, crate::narrator::word(&host.evidence)))
             .collect();
         words.sort();
-        let how = if nix::unistd::geteuid().is_root() {
-            "as root, so the kernel sees who opens what"
+        let (how, known): (_, &[Evidence]) = if nix::unistd::geteuid().is_root() {
+            ("as root, so the kernel sees who opens what", &[Evidence::Kernel])
         } else {
-            "without root, so policy names who reads, and applications say what they use"
+            (
+                "without root, so policy names who reads, and applications say what they use",
+                &[Evidence::Declared, Evidence::Reported],
+            )
         };
-        self.terminal.say(Tone::Plain, format!("evidence ({how}): {}", words.join(", ")));
+        let held = hosts.len() == HOSTS.len() && hosts.iter().all(|host| known.contains(&host.evidence));
+        self.promise(held, format!("evidence ({how}): {}", words.join(", ")));
         Ok(())
     }
 
@@ -237,24 +242,45 @@ impl Scene {
         Ok(())
     }
 
-    /// What the server's log says of each application since the act began.
+    /// What the server's log says of each application since the act began. All of them still log in at its end.
     pub fn tell_logins(&mut self) -> anyhow::Result<()> {
-        let mut all = crate::judge::Tally::default();
+        self.protected.until_all_log_in()?;
+        let mut all = Tally::default();
         for cast in &CAST {
             let tally = self.protected.tally(cast.source())?;
-            if tally.failed > 0 || tally.logins == 0 {
-                self.promise(
-                    false,
-                    format!("{}: {} logins, {} failed", cast.name, tally.logins, tally.failed),
-                );
+            if !tally.is_well() {
+                self.promise(false, format!("{}: {}", cast.name, tally.in_words()));
             }
             all.logins += tally.logins;
             all.failed += tally.failed;
+            all.gap_ms_max = all.gap_ms_max.max(tally.gap_ms_max);
         }
-        let line =
-            format!("{} logins in this act, {} failed, by the server's own log", all.logins, all.failed);
-        self.promise(all.failed == 0 && all.logins > 0, line);
+        self.promise(all.is_well(), format!("in this act {}, by the server's own log", all.in_words()));
         Ok(())
+    }
+
+    /// How often each application ended so far, for [`Scene::promise_ended`].
+    pub fn ended(&self) -> [usize; CAST.len()] {
+        CAST.map(|cast| self.hosts[cast.host].ended(cast.name))
+    }
+
+    /// Each application ended as often as its way to adopt says, and never because something of ours did: once in a
+    /// rotation those that are restarted, by us or by a person.
+    pub fn promise_ended(&mut self, before: [usize; CAST.len()], rotations: usize) {
+        let ended = self.ended();
+        let mut held = true;
+        let words = CAST.iter().zip(ended.iter().zip(before)).map(|(cast, (now, before))| {
+            let times = now - before;
+            held &= times == if cast.adoption.is_by_restart() { rotations } else { 0 };
+            format!("{} {times}", cast.name)
+        });
+        let words = words.collect::<Vec<_>>().join(", ");
+        self.promise(
+            held,
+            format!(
+                "nothing but rotations ({rotations} in this act) restarted an application: {words} times"
+            ),
+        );
     }
 
     /// Directories that somebody else keeps.
@@ -273,15 +299,38 @@ pub fn phase(detail: &CredentialDetail, version: Version) -> Option<VersionPhase
     detail.versions.iter().find(|known| known.version == version).map(|known| known.phase)
 }
 
-/// Gives the control plane the documented credential, and says what differs. `password` says how passwords look.
+/// Gives the control plane the documented credential with these changes, and says what differs.
 pub fn write_credential(
     control: &ControlPlane,
     protected: &Protected,
-    password: Option<&str>,
+    changes: examples::Changes<'_>,
 ) -> anyhow::Result<Vec<String>> {
-    let examples::Loaded { text, differs } = examples::credential(protected, password)?;
+    let examples::Loaded { text, differs } = examples::credential(protected, changes)?;
     write_resource(control, "orders-db.yaml", &text)?;
     Ok(differs)
+}
+
+/// The same later on: until the control plane has noticed by itself that the file changed.
+pub fn change_credential(
+    control: &ControlPlane,
+    protected: &Protected,
+    changes: examples::Changes<'_>,
+) -> anyhow::Result<()> {
+    let noticed = || -> anyhow::Result<usize> {
+        let page: AuditPage = control.ask(&["audit"])?;
+        Ok(page.entries.iter().filter(|entry| entry.action == "changed").count())
+    };
+    let before = noticed()?;
+    write_credential(control, protected, changes)?;
+    let deadline = Instant::now() + STEP;
+    while noticed()? <= before {
+        crate::interrupt::check()?;
+        if Instant::now() > deadline {
+            bail!("the control plane did not notice a changed file within {} s", STEP.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 /// Puts a file into the directory of resources, at once.

@@ -1,5 +1,5 @@
 //! Ctrl-C at any moment leaves nothing: no process, no mount, no file. On the login server, which needs no package; as root
-//! also without root.
+//! also without root, and on PostgreSQL where it is installed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,42 +15,76 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use tests_services::PostgresKind;
 
 /// How long the demo may take to come to a moment, and to end.
 const PATIENCE: Duration = Duration::from_mins(3);
 /// A user without any rights.
 const NOBODY: u32 = 65534;
 
-/// Moments, by the act and by what the demo says then: at once, servers up, hosts up, applications running, in the middle
-/// of a rotation, with frozen processes and a killed control plane.
-const MOMENTS: [(&str, &str); 6] = [
-    ("1", "setting the scene"),
-    ("1", "its own log is the judge"),
-    ("1", "host vm-b enrols"),
-    ("1", "search on vm-b logs in"),
-    ("1", "is named as the one that keeps"),
-    ("2", "the control plane is killed"),
+/// When somebody presses Ctrl-C.
+struct Moment {
+    server: &'static str,
+    act: &'static str,
+    /// What the demo says then.
+    says: &'static str,
+    /// Whether all of the foreground process group is told, as a terminal does it, or the demo alone.
+    whole_group: bool,
+}
+
+impl Moment {
+    const fn alone(act: &'static str, says: &'static str) -> Self {
+        Self { server: "login", act, says, whole_group: false }
+    }
+
+    const fn from_a_terminal(act: &'static str, says: &'static str) -> Self {
+        Self { whole_group: true, ..Self::alone(act, says) }
+    }
+}
+
+/// At once, servers up, hosts up, applications running, in the middle of a rotation, with frozen processes and a killed
+/// control plane, between two values of somebody else.
+const MOMENTS: [Moment; 8] = [
+    Moment::alone("1", "setting the scene"),
+    Moment::alone("1", "its own log is the judge"),
+    Moment::alone("1", "host vm-b enrols"),
+    Moment::from_a_terminal("1", "search on vm-b logs in"),
+    Moment::alone("1", "is named as the one that keeps"),
+    Moment::from_a_terminal("1", "is named as the one that keeps"),
+    Moment::alone("2", "the control plane is killed"),
+    Moment::alone("4", "somebody else replaces the file"),
 ];
+
+/// With a PostgreSQL, whose processes belong to another user.
+const ON_POSTGRESQL: Moment =
+    Moment { server: "pg15", ..Moment::from_a_terminal("1", "is named as the one that keeps") };
 
 #[test]
 fn ctrl_c_leaves_nothing() {
-    for (act, moment) in MOMENTS {
-        interrupted_at(act, moment, false);
+    for moment in &MOMENTS {
+        interrupted_at(moment, false);
     }
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "CI=true requires root here");
-        eprintln!("left out: the same as root, which has mounts and process ids apart: needs root");
+    let root = nix::unistd::geteuid().is_root();
+    if !tests_needs::is_there(
+        root,
+        "Ctrl-C to a demo as root, which has mounts and process ids apart: needs root",
+    ) {
         return;
     }
-    for (act, moment) in MOMENTS {
-        interrupted_at(act, moment, true);
+    for moment in &MOMENTS {
+        interrupted_at(moment, true);
+    }
+    let postgresql = PostgresKind::Debian(15).programs().is_ok();
+    if tests_needs::is_there(postgresql, "Ctrl-C to a demo on PostgreSQL: needs postgresql-15") {
+        interrupted_at(&ON_POSTGRESQL, true);
     }
 }
 
 /// Everything of this run lies below a directory of its own, by which what is left of it is found.
-fn interrupted_at(act: &str, moment: &str, as_root: bool) {
+fn interrupted_at(moment: &Moment, as_root: bool) {
+    let Moment { server, act, says, whole_group } = *moment;
     let home = tempfile::tempdir().unwrap();
     std::fs::set_permissions(home.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let root = nix::unistd::geteuid().is_root();
@@ -61,17 +95,23 @@ fn interrupted_at(act: &str, moment: &str, as_root: bool) {
         command.uid(NOBODY).gid(NOBODY).env("HOME", "/nonexistent");
     }
     let mut demo = command
-        .args(["--server", "login", "--act", act])
+        .args(["--server", server, "--act", act])
         .env("TMPDIR", home.path())
+        .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = wait_for(&mut demo, moment);
-    kill(Pid::from_raw(demo.id().try_into().unwrap()), Signal::SIGINT).unwrap();
-    let status = ended(&mut demo).unwrap_or_else(|| panic!("it did not end after: {moment}"));
-    assert_eq!(status.code(), Some(130), "interrupted at {moment:?}, after:\n{said}");
-    nothing_is_left(home.path(), moment);
+    let said = wait_for(&mut demo, says);
+    let process = Pid::from_raw(demo.id().try_into().unwrap());
+    if whole_group { killpg(process, Signal::SIGINT) } else { kill(process, Signal::SIGINT) }.unwrap();
+    let status = ended(&mut demo).unwrap_or_else(|| panic!("it did not end after: {says}"));
+    assert_eq!(
+        status.code(),
+        Some(130),
+        "interrupted at {says:?}, whole group: {whole_group}, after:\n{said}"
+    );
+    nothing_is_left(home.path(), says);
 }
 
 /// Reads on until the demo says it; what it said.

@@ -1,7 +1,9 @@
 //! Ports that keep their meaning while nobody listens on them.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Below the range from which the system takes ports for outgoing connections: one of those could sit on the port of
 /// a program that is being restarted.
@@ -10,12 +12,13 @@ const COUNT: u16 = 20_000;
 
 /// A port of the loopback interface that nobody listens on now, and that this process gives away once.
 pub fn free() -> SocketAddr {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Test processes that run beside each other begin at different places.
-    let begin = u16::try_from(std::process::id().wrapping_mul(7919) % u32::from(COUNT)).unwrap_or_default();
+    // Test processes that run beside each other begin at different places; by chance, since in namespaces of their own
+    // all of them have the same process id.
+    static NEXT: LazyLock<AtomicU64> =
+        LazyLock::new(|| AtomicU64::new(RandomState::new().hash_one(0_u8) >> 1));
     loop {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = FIRST + (begin.wrapping_add(step)) % COUNT;
+        let step = u16::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % u64::from(COUNT)).unwrap_or_default();
+        let port = FIRST + step;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         if TcpListener::bind(address).is_ok() {
             return address;

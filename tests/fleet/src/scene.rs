@@ -2,13 +2,14 @@
 //! what must be true when everything has come to rest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::ensure;
 use lifecycle::SetName;
 use protocol::api::{CredentialDetail, DeliveryPhase, HostDetail, PendingVersion, VersionPhase};
+use tests_canary::Canaries;
 use tokio::runtime::Handle;
 
 use crate::applications::{CREDENTIAL, Crowd, Reader, Readers, Supervised};
@@ -22,6 +23,8 @@ use crate::server::{LoginServer, Overlap};
 pub const NAME: &str = "orders-db";
 /// How long anything may take that does not wait for a timer of minutes.
 pub const PATIENCE: Duration = Duration::from_mins(2);
+/// The same for hundreds of hosts, which take their time on two busy cores.
+pub const PATIENCE_OF_MANY: Duration = Duration::from_mins(10);
 
 /// The programs of this crate, as the test's own build knows them.
 #[derive(Debug, Clone)]
@@ -78,6 +81,8 @@ pub struct Scene {
     pub readers: Vec<Reader>,
     /// Where everything lies.
     pub directory: tempfile::TempDir,
+    /// How many values the searches have seen.
+    searched: usize,
 }
 
 impl Scene {
@@ -112,8 +117,8 @@ impl Scene {
         });
         let supervised = supervised.collect();
         let crowd = Crowd::start(&built.application, &all)?;
-        let scene = Self { crowd, supervised, farm, control, server, readers, directory };
-        scene.control.until_connected(wish.hosts, PATIENCE)?;
+        let scene = Self { crowd, supervised, farm, control, server, readers, directory, searched: 0 };
+        scene.control.until_connected(wish.hosts, PATIENCE_OF_MANY)?;
         Ok(scene)
     }
 
@@ -145,9 +150,21 @@ impl Scene {
         self.control.credential(NAME)
     }
 
-    /// What must be true at rest: the server has exactly what is recorded, refused nobody, and no application took up
-    /// a version twice.
+    /// What must be true at rest: [`Scene::check_all_well`], and the server has exactly what is recorded.
     pub fn check(&mut self, detail: &CredentialDetail) -> anyhow::Result<()> {
+        self.check_all_well(detail)?;
+        let recorded: BTreeSet<String> = effect_of_current(detail).into_iter().collect();
+        ensure!(
+            self.server.alive() == recorded,
+            "the server has {:?}, recorded is {recorded:?}",
+            self.server.alive()
+        );
+        Ok(())
+    }
+
+    /// Nobody was refused, nothing of ours has ended, no application took up a version twice, all of them are on the
+    /// current one, and no value lies where it does not belong.
+    pub fn check_all_well(&mut self, detail: &CredentialDetail) -> anyhow::Result<()> {
         let told = self.server.told();
         ensure!(told.wrong.is_empty(), "the server was asked for what nobody may ask: {:?}", told.wrong);
         ensure!(told.refused.is_empty(), "applications were refused: {:?}", told.refused);
@@ -156,14 +173,6 @@ impl Scene {
             ensure!(ended.is_empty(), "of {} these have ended by themselves: {ended:?}", host.site().name);
         }
         ensure!(self.crowd.runs(), "the applications that nobody may restart have ended");
-        let current = detail.versions.iter().find(|known| Some(known.version) == detail.summary.current);
-        let recorded: BTreeSet<String> =
-            current.and_then(|known| known.effect).map(|effect| effect.to_string()).into_iter().collect();
-        ensure!(
-            self.server.alive() == recorded,
-            "the server has {:?}, recorded is {recorded:?}",
-            self.server.alive()
-        );
         for reader in &self.readers {
             let mut ledger = reader.ledger()?;
             // It starts by itself when its set gets a first version: between the flip and the look that follows it, it
@@ -183,6 +192,22 @@ impl Scene {
                 reader.ledger.display()
             );
         }
+        self.search()
+    }
+
+    /// Looks for the values that were minted since the last search, and for the one before them, in everything that lies
+    /// here: log and database of the control plane, logs, journals and state of the hosts. They belong into the sets.
+    fn search(&mut self) -> anyhow::Result<()> {
+        let mut values = self.server.values();
+        let count = values.len();
+        values.drain(..self.searched.saturating_sub(1).min(count));
+        let canaries = Canaries::new(values)?;
+        let sets: Vec<PathBuf> = self.farm.hosts().iter().map(|host| host.site().set(NAME)).collect();
+        let sets: Vec<&Path> = sets.iter().map(PathBuf::as_path).collect();
+        let leaks = canaries.in_tree(self.directory.path(), &sets)?;
+        let leaks: Vec<String> = leaks.iter().map(ToString::to_string).collect();
+        ensure!(leaks.is_empty(), "values lie where they do not belong:\n{}", leaks.join("\n"));
+        self.searched = count;
         Ok(())
     }
 
@@ -231,6 +256,12 @@ impl Scene {
             tail.join("\n")
         ))
     }
+}
+
+/// The effect that minted the current version.
+pub fn effect_of_current(detail: &CredentialDetail) -> Option<String> {
+    let current = detail.versions.iter().find(|known| Some(known.version) == detail.summary.current)?;
+    current.effect.map(|effect| effect.to_string())
 }
 
 fn spec(built: &Built, wish: &Wish, set: &SetName, control: &ControlPlane, directory: PathBuf) -> Spec {

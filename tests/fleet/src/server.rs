@@ -54,6 +54,8 @@ struct Inner {
     trouble: Trouble,
     troubled: BTreeSet<String>,
     told: Told,
+    /// Of each version that it made the effect and the password, in order.
+    values: Vec<(String, String)>,
 }
 
 struct Account {
@@ -74,6 +76,8 @@ pub struct Told {
     pub minted: u32,
     /// Versions that it forgot.
     pub revoked: u32,
+    /// The most versions that it let in at one time.
+    pub alive_max: usize,
     /// What nobody may ask of it.
     pub wrong: Vec<String>,
 }
@@ -88,6 +92,7 @@ impl LoginServer {
             trouble: Trouble::None,
             troubled: BTreeSet::new(),
             told: Told::default(),
+            values: Vec::new(),
         };
         let inner = Arc::new(Mutex::new(inner));
         let _inside = runtime.enter();
@@ -129,6 +134,11 @@ impl LoginServer {
         self.lock().accounts.keys().cloned().collect()
     }
 
+    /// The passwords of all versions that it ever made, in order, each with a name that may be shown.
+    pub fn values(&self) -> Vec<(String, String)> {
+        self.lock().values.clone()
+    }
+
     /// What it has seen.
     pub fn told(&self) -> Told {
         self.lock().told.clone()
@@ -161,17 +171,22 @@ impl Inner {
             self.pair.push(effect.to_owned());
             if self.pair.len() > 2 {
                 let replaced = self.pair.remove(0);
-                self.accounts.remove(&replaced);
+                let in_use = self.accounts.remove(&replaced).is_some_and(|account| account.sessions > 0);
+                if in_use {
+                    self.told.wrong.push(format!("{replaced} had sessions when it was replaced"));
+                }
             }
         }
         let account = Account {
             mark: body["mark"].as_str().unwrap_or_default().to_owned(),
             username: asked("username").unwrap_or_else(|| format!("user_{}", number % 2)),
-            password: asked("password").unwrap_or_else(|| format!("the-password-of-{effect}")),
+            password: asked("password").unwrap_or_else(random),
             sessions: 0,
         };
         let value = json!({"value": {"username": account.username, "password": account.password}});
+        self.values.push((format!("the password of {effect}"), account.password.clone()));
         self.accounts.insert(effect.to_owned(), account);
+        self.told.alive_max = self.told.alive_max.max(self.accounts.len());
         Ok(value)
     }
 
@@ -195,6 +210,12 @@ impl Inner {
             account.sessions = account.sessions.saturating_sub(1);
         }
     }
+}
+
+/// 32 characters that appear nowhere by chance: the hashers of the standard library are seeded by the system.
+fn random() -> String {
+    let drawn = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8);
+    format!("{:016x}{:016x}", drawn(), drawn())
 }
 
 type Refusal = (StatusCode, Json<Value>);

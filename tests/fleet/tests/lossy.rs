@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tests_fleet::scene::{NAME, PATIENCE, Scene, Wish};
+use tests_fleet::scene::{NAME, PATIENCE_OF_MANY as PATIENCE, Scene, Wish};
 use tests_fleet::server::Overlap;
 use tests_fleet::{Half, Luck, Network, apart, built, farm, luck};
 

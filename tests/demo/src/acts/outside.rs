@@ -25,6 +25,8 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
         "Somebody else rotates a key, in a directory and in OpenBao. The change is noticed and distributed in the same \
          way; the old value cannot be revoked by us, so it is forgotten everywhere and named as safe to delete.",
     );
+    scene.protected.start_act()?;
+    let ended = scene.ended();
     let [in_directory, in_bao] = KEYS;
     let directory = scene.directory().join("kept-by-others");
     std::fs::create_dir_all(&directory)?;
@@ -43,7 +45,8 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
         );
         changes(scene, in_bao, &spec, "runs `bao kv put`", &|scene, value| put(scene, in_bao, value))?;
     }
-    Ok(())
+    scene.promise_ended(ended, 0);
+    scene.tell_logins()
 }
 
 /// Whether OpenBao is there. Where everything has to be shown its absence is an error.

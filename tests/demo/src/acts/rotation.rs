@@ -1,12 +1,19 @@
 //! Act 1: a rotation, and the slow holder that keeps the old version alive until a person restarts it.
 
+use std::time::Duration;
+
 use lifecycle::Version;
 use protocol::api::{CredentialDetail, VersionPhase};
 
 use crate::control::CREDENTIAL;
 use crate::host::{CAST, Cast};
+use crate::login::Login;
+use crate::protected::Protected;
 use crate::scene::{STEP, Scene, phase};
-use crate::terminal::Tone;
+use crate::terminal::{Tone, span};
+
+/// How long an application must be healthy on a new version: the `settle_ms` of the demo's policies.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// The application that keeps its value until a person restarts it.
 pub fn by_hand() -> Cast {
@@ -23,7 +30,7 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
          ledger keeps it in memory until a person restarts it.",
     );
     scene.protected.start_act()?;
-    let old = scene.login_on(0)?;
+    let (old, ended) = (scene.login_on(0)?, scene.ended());
     let (before, after) = begin(scene)?;
     let holder = by_hand();
     let slow = holder.name;
@@ -41,8 +48,35 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
     scene.restart_by_hand(&holder)?;
     scene.until_retired(before)?;
     scene.must_be_refused(&old, &format!("version {before}"))?;
+    let (held, what) = canary_first(&mut scene.protected, &old)?;
+    scene.promise(held, what);
     tell_table(scene)?;
+    scene.promise_ended(ended, 1);
     scene.tell_logins()
+}
+
+/// By the server's own log the canary's application logged in with the new version before any other, and was healthy on it
+/// for its settle time first.
+pub fn canary_first(protected: &mut Protected, old: &Login) -> anyhow::Result<(bool, String)> {
+    let mut first = Vec::new();
+    for cast in &CAST {
+        let users = protected.users(cast.source())?;
+        let newer = users.into_iter().find(|(user, _)| user != old.username());
+        first.push(newer.map(|(_, at_ms)| at_ms));
+    }
+    let canary = first[0];
+    let others = first[1..].iter().copied().collect::<Option<Vec<u64>>>();
+    let ahead = canary.zip(others.and_then(|others| others.into_iter().min()));
+    let ahead = ahead.and_then(|(canary, next)| next.checked_sub(canary)).map(Duration::from_millis);
+    let held = ahead.is_some_and(|ahead| ahead >= SETTLE);
+    let ahead = ahead.map_or_else(|| "not".to_owned(), span);
+    Ok((
+        held,
+        format!(
+            "the canary was first: {} logged in with the new version {ahead} before any other",
+            CAST[0].name
+        ),
+    ))
 }
 
 /// What one version made, the next can alter: all versions act as one owner.

@@ -2,16 +2,29 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, ValueEnum};
 use tests_demo::protected::Kind;
 use tests_demo::scene::Scene;
 use tests_demo::terminal::{Terminal, Tone};
 use tests_demo::{acts, interrupt, keep, naive, programs, search, summary, systemd};
 use tests_services::{OpenBao, PostgresKind};
 
+/// How the demo ends, for people and for `cargo xtask test`.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  every promise that was shown held; with --naive: no login failed, which proves nothing
+    1  a promise was broken, or the demo could not be played
+    2  the arguments make no sense together
+    3  with --naive: logins failed, as they must
+  130  interrupted; everything that was started is gone";
+
+/// With `--naive`, and only there: logins failed. No error ends like this.
+const LOGINS_FAILED: u8 = 3;
+
 /// Rotates a credential across three hosts while four applications log in with it all the time.
 #[derive(Parser)]
-#[command(name = "cargo xtask demo")]
+#[command(name = "cargo xtask demo", after_help = EXIT_CODES)]
 struct Arguments {
     /// What applications log in to.
     #[arg(long, default_value = "auto")]
@@ -19,7 +32,7 @@ struct Arguments {
     /// Only these acts; all unless told.
     #[arg(long = "act", conflicts_with = "naive", value_parser = clap::value_parser!(u8).range(1..=4))]
     acts: Vec<u8>,
-    /// The same rotation as people do it today: write the file, revoke at once. Ends with status 1 when logins failed.
+    /// The same rotation as people do it today: write the file, revoke at once. Ends with status 3 when logins failed.
     #[arg(long)]
     naive: bool,
     /// Leave it running after the acts, with commands to try and ways to sabotage it, until Ctrl-C.
@@ -37,7 +50,7 @@ struct Arguments {
 enum Server {
     /// The installed PostgreSQL, else the one from PyPI, else the demo's own login server.
     Auto,
-    /// The installed PostgreSQL (15 on Debian 12).
+    /// The installed PostgreSQL 15, as Debian 12 has it.
     Pg15,
     /// PostgreSQL 18 from PyPI.
     Pg18,
@@ -53,8 +66,13 @@ fn main() -> ExitCode {
     // By convention, 128 and the number of SIGINT.
     const INTERRUPTED: u8 = 130;
     let terminal = Terminal::default();
-    match run(&terminal, Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+    let arguments = Arguments::parse();
+    if arguments.systemd && arguments.acts.iter().any(|act| !systemd::plays(*act)) {
+        let why = "--systemd plays acts 1 and 3 only";
+        Arguments::command().error(ErrorKind::ArgumentConflict, why).exit();
+    }
+    match run(&terminal, &arguments) {
+        Ok(code) => code,
         Err(_) if interrupt::asked() => {
             terminal.say(Tone::Plain, "interrupted; everything that was started is gone");
             ExitCode::from(INTERRUPTED)
@@ -66,24 +84,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(terminal: &Terminal, arguments: Arguments) -> anyhow::Result<()> {
+fn run(terminal: &Terminal, arguments: &Arguments) -> anyhow::Result<ExitCode> {
     interrupt::listen()?;
     let (kind, why) = match arguments.server {
         Server::Auto => Kind::auto(),
-        Server::Pg15 => (Kind::Postgres(PostgresKind::Installed), None),
+        Server::Pg15 => (Kind::Postgres(PostgresKind::Debian(15)), None),
         Server::Pg18 => (Kind::Postgres(PostgresKind::Embedded), None),
         Server::Login => (Kind::Logins, None),
     };
     if arguments.prepare {
-        return prepare(kind);
+        prepare(kind)?;
+        return Ok(ExitCode::SUCCESS);
     }
     if let Some(why) = why {
         terminal.say(Tone::Plain, why);
     }
     if arguments.naive {
         let failed = naive::play(terminal, kind)?;
-        anyhow::ensure!(failed == 0, "{failed} logins failed");
-        return Ok(());
+        if failed == 0 {
+            terminal.say(Tone::Plain, "no login failed");
+            return Ok(ExitCode::SUCCESS);
+        }
+        terminal.say(Tone::Bad, format!("{failed} logins failed"));
+        return Ok(ExitCode::from(LOGINS_FAILED));
     }
     if arguments.systemd {
         return verdict(terminal, &systemd::play(terminal, kind, &arguments.acts)?);
@@ -95,7 +118,11 @@ fn run(terminal: &Terminal, arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     search::everywhere(&mut scene)?;
-    summary::tell(&mut scene)?;
+    let since_ms = scene.began_ms;
+    let told = summary::tell(terminal, &mut scene.protected, &scene.narrator, since_ms)?;
+    for (held, what) in told {
+        scene.promise(held, what);
+    }
     if arguments.keep {
         verdict(terminal, &scene.broken)?;
         keep::running(&mut scene)?;
@@ -115,10 +142,10 @@ fn prepare(kind: Kind) -> anyhow::Result<()> {
     }
 }
 
-fn verdict(terminal: &Terminal, broken: &[String]) -> anyhow::Result<()> {
+fn verdict(terminal: &Terminal, broken: &[String]) -> anyhow::Result<ExitCode> {
     if broken.is_empty() {
         terminal.say(Tone::Heading, "every promise that was shown held: 0 failed logins");
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     anyhow::bail!("promises broken:\n  {}", broken.join("\n  "))
 }

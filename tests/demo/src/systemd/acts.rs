@@ -1,13 +1,19 @@
 //! What is shown on real systemd hosts.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use lifecycle::Version;
-use protocol::api::{AuditPage, DeliveryPhase, PendingVersion, RolloutPhase, VersionPhase};
+use protocol::api::{CredentialDetail, DeliveryPhase, PendingVersion, RolloutPhase, VersionPhase};
 
 use super::{Stage, host};
-use crate::control::{CREDENTIAL, ControlPlane};
+use crate::acts::rotation::canary_first;
+use crate::control::CREDENTIAL;
+use crate::examples::Changes;
 use crate::host::{CAST, HOSTS};
-use crate::scene::{STEP, phase, write_credential};
-use crate::terminal::Tone;
+use crate::login::Login;
+use crate::scene::{STEP, change_credential, phase};
+use crate::terminal::{Tone, span};
 
 /// Passwords with a character that begins an escape in a URL.
 const WITH_PERCENT: &str = "{ length: 32, symbols: 4, symbolCharacters: \"%\", allowRepeat: true }";
@@ -44,6 +50,8 @@ pub(super) fn rotation(stage: &mut Stage) -> anyhow::Result<()> {
     stage.hosts[ledger.host].restart(&ledger)?;
     stage.until_retired(before)?;
     stage.must_be(false, &old, &format!("version {before} is revoked"))?;
+    let (held, what) = canary_first(&mut stage.protected, &old)?;
+    stage.promise(held, what);
     stage.tell_logins()
 }
 
@@ -58,13 +66,9 @@ pub(super) fn unusable(stage: &mut Stage) -> anyhow::Result<()> {
     stage.protected.start_act()?;
     let orders = CAST[0];
     let good = stage.hosts[orders.host].login(&orders)?;
-    let changes = changes_of(&stage.control)?;
-    write_credential(&stage.control, &stage.protected, Some(WITH_PERCENT))?;
+    let changes = Changes { password: Some(WITH_PERCENT), ..Changes::default() };
+    change_credential(&stage.control, &stage.protected, changes)?;
     stage.terminal.say(Tone::Sabotage, "passwords hold a character now that orders.service cannot parse");
-    let control = &stage.control;
-    stage.narrator.until(control, "the changed generator is taken", STEP, |_| {
-        changes_of(control).is_ok_and(|now| now > changes)
-    })?;
     let (before, bad) = stage.rotate()?;
     let detail = stage.narrator.until(&stage.control, "the canary is back", STEP, |detail| {
         delivery(detail, bad, HOSTS[0]) == Some(DeliveryPhase::RolledBack)
@@ -79,6 +83,8 @@ pub(super) fn unusable(stage: &mut Stage) -> anyhow::Result<()> {
         host.login(&orders).is_ok_and(|login| login.username() == good.username())
     })?;
     stage.promise(true, format!("orders.service runs on version {before} again"));
+    let unusable = login_of(stage, &detail, bad)?;
+    stage.must_be(true, &unusable, &format!("version {bad}, which only orders.service cannot use"))?;
     stage.control.esoctl(&["rollout", "abort", CREDENTIAL, "--reason", "one application cannot parse it"])?;
     stage.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL}"));
     stage.until_retired(bad)?;
@@ -87,7 +93,11 @@ pub(super) fn unusable(stage: &mut Stage) -> anyhow::Result<()> {
         phase(&active, before) == Some(VersionPhase::Active),
         format!("version {before} is active, and version {bad} is revoked"),
     );
-    write_credential(&stage.control, &stage.protected, None)?;
+    stage.must_be(false, &unusable, &format!("version {bad} is revoked"))?;
+    stage.protected.until_all_log_in()?;
+    let gap = span(Duration::from_millis(stage.protected.was_away(orders.source())?));
+    stage.terminal.say(Tone::Plain, format!("the price: orders.service alone was away, for {gap}"));
+    change_credential(&stage.control, &stage.protected, Changes::default())?;
     stage.tell_logins()
 }
 
@@ -102,13 +112,16 @@ fn lives(stage: &Stage) -> anyhow::Result<Vec<String>> {
     CAST.iter().map(|cast| stage.hosts[cast.host].invocation(cast)).collect()
 }
 
-fn delivery(detail: &protocol::api::CredentialDetail, version: Version, host: &str) -> Option<DeliveryPhase> {
+fn delivery(detail: &CredentialDetail, version: Version, host: &str) -> Option<DeliveryPhase> {
     let known = detail.versions.iter().find(|known| known.version == version)?;
     known.deliveries.iter().find(|delivery| delivery.name == host).map(|delivery| delivery.phase)
 }
 
-/// The control plane notices a changed file by itself, and its audit log says so.
-fn changes_of(control: &ControlPlane) -> anyhow::Result<usize> {
-    let page: AuditPage = control.ask(&["audit"])?;
-    Ok(page.entries.iter().filter(|entry| entry.action == "changed").count())
+/// What orders.service read, showed, and could not parse: nobody else ever had it.
+fn login_of(stage: &Stage, detail: &CredentialDetail, version: Version) -> anyhow::Result<Login> {
+    let known = detail.versions.iter().find(|known| known.version == version);
+    let effect = known.and_then(|known| known.effect).context("the version has no effect")?.to_string();
+    let shown = stage.hosts[CAST[0].host].shown(&CAST[0])?;
+    let login = shown.into_iter().find(|login| login.username().ends_with(&effect));
+    login.with_context(|| format!("orders.service never read version {version}"))
 }

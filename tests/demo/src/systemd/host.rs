@@ -1,6 +1,6 @@
 //! One machine with the package, and the units of its applications.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tests_host::{Base, Machine, Package};
@@ -11,6 +11,7 @@ use crate::host::{CAST, Cast, FILE, HOSTS, free_port};
 use crate::login::Login;
 use crate::programs::Programs;
 use crate::protected::Protected;
+use crate::search::Search;
 
 /// Where applications find the URL.
 const PLACE: &str = "/etc/orders/db-url";
@@ -26,6 +27,8 @@ pub(super) struct Host {
     pub(super) name: &'static str,
     place: usize,
     machine: Machine,
+    /// The files that it wrote over those of the base.
+    own: PathBuf,
 }
 
 /// The unit of an application.
@@ -46,7 +49,13 @@ pub(super) const fn in_words(cast: &Cast) -> &'static str {
 impl Host {
     pub(super) fn boot(base: &Base, directory: &Path, place: usize) -> anyhow::Result<Self> {
         let name = HOSTS[place];
-        Ok(Self { name, place, machine: Machine::boot(base, &directory.join(name), name)? })
+        let directory = directory.join(name);
+        Ok(Self {
+            name,
+            place,
+            machine: Machine::boot(base, &directory, name)?,
+            own: directory.join("upper"),
+        })
     }
 
     /// Installs the package, or upgrades to it.
@@ -145,9 +154,29 @@ impl Host {
 
     /// What an application logs in with now. The file of the set is left alone: who reads it is a holder.
     pub(super) fn login(&self, cast: &Cast) -> anyhow::Result<Login> {
+        self.shown(cast)?.pop().context("the application has shown no login yet")
+    }
+
+    /// Everything that an application read to log in with, in order.
+    pub(super) fn shown(&self, cast: &Cast) -> anyhow::Result<Vec<Login>> {
         let shown = self.machine.path(&format!("{SHOWN}/{}", cast.name));
         let text = std::fs::read_to_string(shown)?;
-        Login::parse(text.lines().last().context("the application has shown no login yet")?)
+        text.lines().map(Login::parse).collect()
+    }
+
+    /// Looks for values in everything that the machine keeps, in its journal, and at all of its processes.
+    pub(super) fn search(&self, search: &mut Search) -> anyhow::Result<()> {
+        let shown = self.own.join(SHOWN.trim_start_matches('/'));
+        search.tree(&self.own, &[shown])?;
+        let journal = self.machine.run(&["journalctl", "--no-pager", "--all", "--output=json"])?;
+        search.bytes(format!("the journal of {}", self.name), journal);
+        for entry in std::fs::read_dir(self.machine.path("/proc"))? {
+            let entry = entry?;
+            if let Some(process) = entry.file_name().to_str().filter(|name| name.parse::<u32>().is_ok()) {
+                search.process(&format!("process {process} on {}", self.name), &entry.path());
+            }
+        }
+        Ok(())
     }
 
     /// The present life of an application's unit.

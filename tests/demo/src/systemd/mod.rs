@@ -6,6 +6,7 @@
 mod acts;
 mod host;
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -15,13 +16,16 @@ use tests_host::{Base, Package};
 
 use self::host::Host;
 use crate::control::{CREDENTIAL, ControlPlane};
+use crate::examples::Changes;
 use crate::footer::Footer;
 use crate::host::{CAST, HOSTS, free_port};
 use crate::login::{Login, Verdict};
 use crate::narrator::{Narrator, Subject};
 use crate::programs::Programs;
-use crate::protected::{Kind, Protected};
+use crate::protected::{Kind, Protected, now_ms};
 use crate::scene::{STEP, phase, write_credential};
+use crate::search::Search;
+use crate::summary;
 use crate::terminal::{Terminal, Tone};
 
 /// All of it, running. Dropping it ends everything, the live lines and the hosts first.
@@ -34,13 +38,22 @@ struct Stage {
     terminal: Terminal,
     broken: Vec<String>,
     package: Package,
-    _directory: tempfile::TempDir,
+    /// The credential of the generator itself, with a name that may be shown.
+    planted: (String, String),
+    /// When the first act began, in milliseconds since 1970.
+    began_ms: u64,
+    directory: tempfile::TempDir,
 }
 
 type Act = fn(&mut Stage) -> anyhow::Result<()>;
 
 /// The acts that are about what hosts do, by the numbers that they have everywhere.
 const ACTS: [(u8, Act); 2] = [(1, acts::rotation), (3, acts::unusable)];
+
+/// Whether this act is about what hosts do, and so is played here.
+pub fn plays(act: u8) -> bool {
+    ACTS.iter().any(|(number, _)| *number == act)
+}
 
 /// Plays these acts, all unless told. The promises that were seen not to hold.
 pub fn play(terminal: &Terminal, kind: Kind, acts: &[u8]) -> anyhow::Result<Vec<String>> {
@@ -52,6 +65,11 @@ pub fn play(terminal: &Terminal, kind: Kind, acts: &[u8]) -> anyhow::Result<Vec<
         if acts.is_empty() || acts.contains(&number) {
             act(&mut stage)?;
         }
+    }
+    stage.search()?;
+    let told = summary::tell(terminal, &mut stage.protected, &stage.narrator, stage.began_ms)?;
+    for (held, what) in told {
+        stage.promise(held, what);
     }
     Ok(std::mem::take(&mut stage.broken))
 }
@@ -69,7 +87,7 @@ impl Stage {
         terminal
             .say(Tone::Plain, format!("{described} on {}; its own log is the judge", protected.address()));
         let control = ControlPlane::start(&programs, directory.path(), free_port()?)?;
-        protected.prepare(&control.secrets())?;
+        let planted = protected.prepare(&control.secrets())?;
         let mut hosts = Vec::new();
         for place in 0..HOSTS.len() {
             crate::interrupt::check()?;
@@ -85,7 +103,7 @@ impl Stage {
         }
         let narrator = Narrator::new(terminal.clone(), CREDENTIAL, Subject::Login);
         let footer = Footer::show(&terminal, protected.log_file(), narrator.users());
-        write_credential(&control, &protected, None)?;
+        write_credential(&control, &protected, Changes::default())?;
         let mut stage = Self {
             _footer: footer,
             hosts,
@@ -95,10 +113,13 @@ impl Stage {
             terminal,
             broken: Vec::new(),
             package,
-            _directory: directory,
+            planted,
+            began_ms: 0,
+            directory,
         };
         stage.first_version(&programs)?;
-        stage.say_evidence()?;
+        stage.promise_evidence()?;
+        stage.began_ms = now_ms()?;
         Ok(stage)
     }
 
@@ -131,7 +152,7 @@ impl Stage {
         Ok(())
     }
 
-    fn say_evidence(&mut self) -> anyhow::Result<()> {
+    fn promise_evidence(&mut self) -> anyhow::Result<()> {
         let hosts: Vec<HostSummary> = self.control.hosts()?;
         let kernel = hosts.iter().all(|host| host.evidence == lifecycle::Evidence::Kernel);
         self.promise(kernel, "the kernel sees who opens what, on all three hosts");
@@ -176,19 +197,44 @@ impl Stage {
         Ok((before, after))
     }
 
-    /// What the server's log says of each application since the act began.
+    /// What the server's log says of each application since the act began. All of them still log in at its end.
     fn tell_logins(&mut self) -> anyhow::Result<()> {
+        self.protected.until_all_log_in()?;
         for cast in &CAST {
             let tally = self.protected.tally(cast.source())?;
-            let gap = crate::terminal::span(std::time::Duration::from_millis(tally.gap_ms_max));
-            let line = format!(
-                "{}: {} logins, {} failed, longest gap {gap}, by the server's own log",
-                host::unit(cast),
-                tally.logins,
-                tally.failed
-            );
-            self.promise(tally.failed == 0 && tally.logins > 0, line);
+            let line = format!("{}: {}, by the server's own log", host::unit(cast), tally.in_words());
+            self.promise(tally.is_well(), line);
         }
+        Ok(())
+    }
+
+    /// Everything that applications read to log in with, the machines' own files, journals and processes included.
+    fn search(&mut self) -> anyhow::Result<()> {
+        let mut logins = Vec::new();
+        for cast in &CAST {
+            logins.extend(self.hosts[cast.host].shown(cast)?);
+        }
+        let mut search = Search::of(&logins, std::slice::from_ref(&self.planted))?;
+        search.outputs(&self.control, &self.terminal)?;
+        search.protected(&self.protected)?;
+        // The machines' directories lie in it too: each is searched by itself, as far as it is no machine's own base.
+        let mut apart: Vec<PathBuf> = HOSTS.iter().map(|name| self.directory.path().join(name)).collect();
+        apart.push(self.control.secrets());
+        search.tree(self.directory.path(), &apart)?;
+        for host in &self.hosts {
+            host.search(&mut search)?;
+        }
+        if let Some(process) = self.control.process()? {
+            search.process("the control plane", Path::new(&format!("/proc/{process}")));
+        }
+        for (held, what) in search.promises() {
+            self.promise(held, what);
+        }
+        self.terminal.say(
+            Tone::Why,
+            "left out, since values belong there: the sets on the hosts, what applications show the demo, and the secrets \
+             of the control plane's own logins",
+        );
         Ok(())
     }
 }

@@ -32,4 +32,5 @@ fn after_a_reboot_a_unit_finds_its_set_at_its_start_while_the_control_plane_is_a
     // Its reader of this boot is known as soon as somebody asks.
     host.control.start_again();
     host.until_held_by(FIRST, &[Host::life(&host.invocation())]);
+    host.no_value_is_where_it_does_not_belong();
 }

@@ -1,5 +1,6 @@
 //! A control plane outside the machines, and the operator's command line.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -40,6 +41,8 @@ pub(crate) struct ControlPlane {
     esoctl: PathBuf,
     directory: PathBuf,
     url: String,
+    /// Everything that `esoctl` printed, to be searched for what must not be there.
+    printed: RefCell<Vec<u8>>,
 }
 
 impl ControlPlane {
@@ -52,8 +55,14 @@ impl ControlPlane {
         let init = init.unwrap();
         assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
         let esoctl = package.program("esoctl");
-        let mut control =
-            Self { serving: None, program, esoctl, directory: directory.to_owned(), url: String::new() };
+        let mut control = Self {
+            serving: None,
+            program,
+            esoctl,
+            directory: directory.to_owned(),
+            url: String::new(),
+            printed: RefCell::default(),
+        };
         control.start_again();
         control
     }
@@ -85,8 +94,14 @@ impl ControlPlane {
         let mut esoctl = Command::new(&self.esoctl);
         esoctl.arg("--config").arg(self.directory.join("data/admin/esoctl.toml"));
         let output = esoctl.args(["--server", &self.url]).args(words).output().unwrap();
+        self.printed.borrow_mut().extend([&*output.stdout, &*output.stderr].concat());
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Everything that `esoctl` printed so far.
+    pub(crate) fn printed(&self) -> Vec<u8> {
+        self.printed.borrow().clone()
     }
 
     fn ask<T: DeserializeOwned>(&self, words: &[&str]) -> T {

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use protocol::api::DeliveryPhase;
+use tests_canary::Canaries;
 use tests_host::Machine;
 
 use crate::control::{CREDENTIAL, ControlPlane, FIRST};
@@ -110,6 +111,41 @@ impl Host {
             ids.sort_unstable();
             (ids == lives).then_some(())
         });
+    }
+
+    /// Looks for the values that are on the host now in everything that was written: by the control plane, by `esoctl`,
+    /// and by the machine into its files, its journal, and arguments and environments of its processes. At the end of a
+    /// test: whoever reads a set is a holder of it.
+    pub(crate) fn no_value_is_where_it_does_not_belong(&self) {
+        let set = format!("/run/eso-vm-server/sets/{CREDENTIAL}");
+        let versions =
+            std::fs::read_dir(self.machine.path(&set)).unwrap().map(|entry| entry.unwrap().file_name());
+        let versions = versions.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with('v'));
+        let value = |version: String| {
+            let text =
+                std::fs::read_to_string(self.machine.path(&format!("{set}/{version}/password"))).unwrap();
+            (format!("the password of {version}"), text.strip_prefix("PASSWORD=").unwrap().to_owned())
+        };
+        let canaries = Canaries::new(versions.map(value)).unwrap();
+        let mut leaks = canaries.in_tree(self.directory.path(), &[]).unwrap();
+        leaks.extend(canaries.in_bytes("the output of esoctl", self.control.printed()));
+        let journal = self.machine.run(&["journalctl", "--no-pager", "--all", "--output=json"]).unwrap();
+        assert!(journal.contains("eso-vm-applier"), "the journal says nothing of us");
+        leaks.extend(canaries.in_bytes("the journal", journal));
+        let unit = self.property(UNIT, "MainPID");
+        for process in std::fs::read_dir(self.machine.path("/proc")).unwrap() {
+            let process = process.unwrap();
+            let id = process.file_name().into_string().unwrap();
+            // Into the unit's own environment it may have been put by policy of the unit.
+            if id != unit && id.parse::<u32>().is_ok() {
+                for what in ["cmdline", "environ"] {
+                    // It may have ended meanwhile.
+                    let bytes = std::fs::read(process.path().join(what)).unwrap_or_default();
+                    leaks.extend(canaries.in_bytes(format!("{what} of {}", process.path().display()), bytes));
+                }
+            }
+        }
+        assert_eq!(leaks, []);
     }
 
     /// Restarts and upgrades our own programs, in the middle of whatever goes on: the unit must not notice, and what

@@ -69,6 +69,7 @@ fn a_host_from_the_package_rotates_and_outlives_upgrade_and_removal() {
     assert!(!host.has("v1.1") && host.current() == "v1.2");
     host.our_own_restart_and_upgrade_change_nothing();
 
+    host.no_value_is_where_it_does_not_belong();
     let before = host.invocation();
     host.machine.run(&["dpkg", "--remove", "eso-vm-server"]).unwrap();
     for unit in ["eso-vm-applier", "eso-vm-server"] {

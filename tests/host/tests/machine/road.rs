@@ -33,6 +33,7 @@ fn a_restart_is_one_job_that_is_waited_for_also_across_our_own_death() {
     host.control.until_dead(FIRST);
     host.our_own_restart_and_upgrade_change_nothing();
     assert_eq!(lines(&host, "/var/starts"), [before, host.invocation()], "one start for each version");
+    host.no_value_is_where_it_does_not_belong();
 }
 
 #[test]
@@ -58,6 +59,7 @@ fn a_start_that_fails_rolls_back_past_the_start_limit() {
     host.control.until_dead(SECOND);
     assert!(host.current() == "v1.1" && host.has("v1.1") && !host.has("v1.2"));
     assert_eq!(host.property(UNIT, "ActiveState"), "active");
+    host.no_value_is_where_it_does_not_belong();
 }
 
 #[test]
@@ -79,6 +81,7 @@ fn a_reload_that_does_nothing_is_not_adopted() {
     host.machine.run(&["systemctl", "restart", UNIT]).unwrap();
     host.control.until_delivered(SECOND, DeliveryPhase::Adopted);
     host.control.until_dead(FIRST);
+    host.no_value_is_where_it_does_not_belong();
 }
 
 #[test]
@@ -100,6 +103,7 @@ fn a_child_that_outlives_the_restart_keeps_the_old_version() {
     host.machine.run(&["kill", &child[0]]).unwrap();
     host.control.until_dead(FIRST);
     assert!(!host.has("v1.1"));
+    host.no_value_is_where_it_does_not_belong();
 }
 
 #[test]
@@ -114,4 +118,5 @@ fn what_pid_1_reads_for_a_unit_is_held_by_that_life_of_the_unit() {
     host.control.rotate();
     host.control.until_dead(FIRST);
     host.until_held_by(SECOND, &[Host::life(&host.invocation())]);
+    host.no_value_is_where_it_does_not_belong();
 }
