@@ -68,19 +68,43 @@ pub struct VaultAuthSpec {
     pub token_secret_ref: SecretRef,
 }
 
-/// A path that somebody else rotates.
+/// A path that somebody else rotates: the keys of a [`VaultKvSpec`] and two more. They stand here once again, since a
+/// flattened structure would take unknown keys in silence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct VaultKvSourceSpec {
-    /// Which path.
-    #[serde(flatten)]
-    pub store: VaultKvSpec,
+    /// As of a [`VaultKvSpec`].
+    pub server: String,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default = "secret")]
+    pub mount: String,
+    /// As of a [`VaultKvSpec`].
+    pub path: String,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// As of a [`VaultKvSpec`].
+    pub auth: VaultAuthSpec,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default)]
+    pub tls: TlsSpec,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
     /// How often it is asked; 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_seconds: Option<u64>,
     /// What retiring an old version means.
     #[serde(default)]
     pub retiring: Retiring,
+}
+
+impl VaultKvSourceSpec {
+    /// Which path.
+    fn into_store(self) -> VaultKvSpec {
+        let Self { server, mount, path, namespace, auth, tls, timeout_seconds, .. } = self;
+        VaultKvSpec { server, mount, path, namespace, auth, tls, timeout_seconds }
+    }
 }
 
 fn secret() -> String {
@@ -318,7 +342,8 @@ impl VaultKvSource {
             return Err(SpecError::new(KIND, format!("`pollSeconds` is {poll_seconds}: use 1 to 3600")));
         }
         let poll = Duration::from_secs(poll_seconds);
-        Ok(Self { kv: Kv::new(spec.store, secrets)?, poll, retiring: spec.retiring, refresh: Notify::new() })
+        let retiring = spec.retiring;
+        Ok(Self { kv: Kv::new(spec.into_store(), secrets)?, poll, retiring, refresh: Notify::new() })
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Failure> {
@@ -525,6 +550,31 @@ mod tests {
         });
         change(&mut spec);
         VaultKvTarget::new(crate::spec::parse(KIND, &spec)?, Arc::new(SecretsDirectory::new("/")))
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_a_source_as_by_a_target() {
+        let source = |key: &str, word: &str| {
+            let mut spec = json!({
+                "server": "https://vault.example:8200", "mount": "kv", "path": "apps/orders",
+                "namespace": "a", "auth": {"tokenSecretRef": {"file": "token"}}, "timeoutSeconds": 3,
+                "pollSeconds": 4,
+            });
+            spec[key] = json!(word);
+            let secrets = Arc::new(SecretsDirectory::new("/"));
+            VaultKvSource::new(crate::spec::parse(KIND, &spec)?, secrets)
+        };
+        let known = source("retiring", "destroy-version").ok().unwrap();
+        assert_eq!((known.retiring, known.poll), (Retiring::DestroyVersion, Duration::from_secs(4)));
+        let Kv { spec, timeout, .. } = &known.kv;
+        assert_eq!((spec.mount.as_str(), spec.namespace.as_deref()), ("kv", Some("a")));
+        assert_eq!(*timeout, Duration::from_secs(3));
+        for key in ["retirng", "poll_seconds", "store"] {
+            let error = source(key, "destroy-version").err().unwrap();
+            assert!(error.words.contains(key) && error.words.contains("`retiring`"), "{error}");
+            assert!(target(|spec| spec[key] = json!("notify")).is_err());
+        }
+        assert!(target(|spec| spec["retiring"] = json!("notify")).is_err(), "a target retires nothing");
     }
 
     #[test]
