@@ -21,7 +21,7 @@ use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::mark::Mark;
 use crate::reference::{SecretRef, Secrets};
-use crate::source::{Notice, Retiring, Snapshot, Source};
+use crate::source::{Destroyed, Notice, Retiring, Snapshot, Source};
 use crate::spec::SpecError;
 use crate::store_target::{StoreTarget, Stored};
 use crate::tls::TlsSpec;
@@ -226,14 +226,15 @@ impl Kv {
         }
     }
 
-    async fn destroy(&self, revision: u64, also_current: bool) -> Result<(), Failure> {
-        let Some(metadata) = self.metadata().await? else { return Ok(()) };
+    /// Destroys a revision and proves it. What is current is destroyed only where that is said.
+    async fn destroy(&self, revision: u64, also_current: bool) -> Result<Destroyed, Failure> {
+        let Some(metadata) = self.metadata().await? else { return Ok(Destroyed::Gone) };
         if is_destroyed(&metadata, revision) {
-            return Ok(());
+            return Ok(Destroyed::Gone);
         }
         if metadata.current_version == revision && !also_current {
-            return Err(Failure::refused(format!(
-                "revision {revision} of {} is the current one and is not destroyed while it is",
+            return Ok(Destroyed::Left(format!(
+                "revision {revision} of {} is the current one",
                 self.place()
             )));
         }
@@ -244,7 +245,7 @@ impl Kv {
             Some(metadata) if !is_destroyed(&metadata, revision) => {
                 Err(Failure::retry(format!("revision {revision} of {} is still there", self.place())))
             }
-            _ => Ok(()),
+            _ => Ok(Destroyed::Gone),
         }
     }
 
@@ -418,7 +419,7 @@ impl Source for VaultKvSource {
         self.refresh.notify_one();
     }
 
-    fn destroy(&self, revision: u64) -> Answer<'_, ()> {
+    fn destroy(&self, revision: u64) -> Answer<'_, Destroyed> {
         self.kv.destroy(revision, false).boxed()
     }
 }
@@ -528,11 +529,19 @@ impl StoreTarget for VaultKvTarget {
     }
 
     fn destroy(&self, revision: u64) -> Answer<'_, ()> {
-        self.kv.destroy(revision, false).boxed()
+        async move {
+            match self.kv.destroy(revision, false).await? {
+                Destroyed::Gone => Ok(()),
+                Destroyed::Left(words) => {
+                    Err(Failure::refused(format!("{words} and is not destroyed while it is")))
+                }
+            }
+        }
+        .boxed()
     }
 
     fn withdraw(&self, revision: u64) -> Answer<'_, ()> {
-        self.kv.destroy(revision, true).boxed()
+        async move { self.kv.destroy(revision, true).await.map(drop) }.boxed()
     }
 }
 

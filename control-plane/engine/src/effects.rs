@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use backends::{Failure, Generator, Mark, Retiring, SecretValue};
+use backends::{Destroyed, Failure, Generator, Mark, Retiring, SecretValue, Source};
 use lifecycle::credential::{Authority, Effect, EffectKind, Event, Outcome};
 use lifecycle::{CredentialName, EffectId, Epoch};
 use protocol::FileName;
@@ -11,6 +11,7 @@ use resources::Template;
 use store::Store;
 use tokio::sync::mpsc;
 
+use crate::audit::{ENGINE, entry};
 use crate::catalogue::{Brings, Equipment};
 use crate::handle::Message;
 use crate::inside::Inside;
@@ -221,13 +222,24 @@ impl Job {
             }
             (Brings::Source(source), _) if source.retiring() == Retiring::DestroyVersion => {
                 match self.revision {
-                    Some(revision) => Ok(source.destroy(revision).await?),
+                    Some(revision) => self.destroy(means, source.as_ref(), revision).await,
                     None => Ok(()),
                 }
             }
             // The value is forgotten once the outcome is committed.
             _ => Ok(()),
         }
+    }
+
+    /// What is current at the source stays: its owner rotates and deletes. The version ends all the same, and the audit
+    /// log says what is left.
+    async fn destroy(&self, means: &Means, source: &dyn Source, revision: u64) -> Result<(), Trouble> {
+        if let Destroyed::Left(words) = source.destroy(revision).await? {
+            let words = format!("{words} and stays: it is its owner's to replace or delete");
+            let row = entry(ENGINE, "left", &format!("credential/{}", self.name), &words);
+            means.store.audit(row).await.map_err(ContentError::from)?;
+        }
+        Ok(())
     }
 
     async fn sweep(&self, means: &Means) -> Option<BTreeMap<EffectId, Epoch>> {
