@@ -154,9 +154,25 @@ impl Job {
 
     async fn preflight(&self, means: &Means) -> Result<(), Trouble> {
         match &self.equipment.brings {
-            Brings::Generator(generator) => Ok(generator.preflight(&self.mark(means)).await?),
+            Brings::Generator(generator) => {
+                generator.preflight(&self.mark(means)).await?;
+                self.try_revoking(means, generator.as_ref()).await
+            }
             Brings::Source(_) => Ok(()),
         }
+    }
+
+    /// What is alive now is to be revoked once it is replaced, also what an import brought.
+    async fn try_revoking(&self, means: &Means, generator: &dyn Generator) -> Result<(), Trouble> {
+        if self.authority != Authority::Revokes {
+            return Ok(());
+        }
+        for minted_by in means.store.values_of(&self.name).await.map_err(ContentError::from)? {
+            if let Some(content) = Content::find(&means.store, &self.name, minted_by).await? {
+                generator.try_revoking(minted_by, &content.value).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What we choose is stored before the backend is asked; what the backend chooses carries our mark first.
