@@ -22,12 +22,16 @@ use crate::generator::Answer;
 use crate::mark::Mark;
 use crate::reference::{SecretRef, Secrets};
 use crate::source::{Destroyed, Notice, Retiring, Snapshot, Source};
-use crate::spec::SpecError;
+use crate::spec::{self, SpecError};
 use crate::store_target::{StoreTarget, Stored};
 use crate::tls::TlsSpec;
 use crate::value::SecretValue;
 
 const KIND: &str = "VaultKv";
+/// How often a source is asked, unless its `pollSeconds` says otherwise.
+const POLL_SECONDS: u64 = 10;
+/// The most that `pollSeconds` may say.
+const POLL_SECONDS_MAX: u64 = 3600;
 /// The longest that a silent store is left alone.
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// The first wait after a failure.
@@ -153,11 +157,8 @@ impl Kv {
                 )));
             }
         }
-        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
-        if !(1..=120).contains(&timeout_seconds) {
-            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
-        }
-        Ok(Self { spec, secrets, timeout: Duration::from_secs(timeout_seconds) })
+        let timeout = spec::timeout(KIND, spec.timeout_seconds)?;
+        Ok(Self { spec, secrets, timeout })
     }
 
     /// A client for one exchange: token and certificates may have been rotated since the last.
@@ -338,11 +339,8 @@ pub(crate) struct VaultKvSource {
 
 impl VaultKvSource {
     pub(crate) fn new(spec: VaultKvSourceSpec, secrets: Arc<dyn Secrets>) -> Result<Self, SpecError> {
-        let poll_seconds = spec.poll_seconds.unwrap_or(10);
-        if !(1..=3600).contains(&poll_seconds) {
-            return Err(SpecError::new(KIND, format!("`pollSeconds` is {poll_seconds}: use 1 to 3600")));
-        }
-        let poll = Duration::from_secs(poll_seconds);
+        let poll_seconds = spec.poll_seconds.unwrap_or(POLL_SECONDS);
+        let poll = spec::seconds(KIND, "pollSeconds", poll_seconds, POLL_SECONDS_MAX)?;
         let retiring = spec.retiring;
         Ok(Self { kv: Kv::new(spec.into_store(), secrets)?, poll, retiring, refresh: Notify::new() })
     }

@@ -159,10 +159,7 @@ impl Webhook {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
-        if !(1..=120).contains(&timeout_seconds) {
-            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
-        }
+        let timeout = crate::spec::timeout(KIND, spec.timeout_seconds)?;
         let password = spec.password.unwrap_or_else(PasswordSpec::plain);
         Ok(Self {
             base,
@@ -172,7 +169,7 @@ impl Webhook {
             chooses: spec.chooses,
             username: spec.username.unwrap_or_else(|| "eso".to_owned()),
             draws: password.draws(KIND)?,
-            timeout: Duration::from_secs(timeout_seconds),
+            timeout,
             secrets,
         })
     }
