@@ -23,7 +23,7 @@ use tests_services::{OpenBao, PostgresKind, PostgresServer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PATH: &str = "apps/orders";
 
 /// A control plane in this process, and what it is told about.
@@ -35,7 +35,7 @@ struct World {
 }
 
 impl World {
-    /// With these resources: kind, group, name and `spec` of each.
+    /// With these resources: group, kind and `spec` of each.
     async fn start(resources: &[(&str, &str, Value)]) -> Self {
         transport::install_provider();
         let directory = tempfile::tempdir().unwrap();
@@ -52,8 +52,9 @@ impl World {
         }
         for (number, (group, kind, spec)) in resources.iter().enumerate() {
             let api = format!("{group}.external-secrets.io/v1alpha1");
+            let name = if *group == "target" { "shelf" } else { "orders" };
             // JSON is YAML too.
-            let text = json!({"apiVersion": api, "kind": kind, "metadata": {"name": "orders"}, "spec": spec});
+            let text = json!({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": spec});
             let file = directory.path().join(format!("resources/{number}.yaml"));
             std::fs::write(file, text.to_string()).unwrap();
         }
@@ -174,8 +175,12 @@ fn credential(change: impl FnOnce(&mut Value)) -> Value {
 
 /// One revision as somebody else reads it; none where it cannot be read.
 fn revision(bao: &OpenBao, number: u32, field: &str) -> Option<String> {
+    revision_at(bao, PATH, number, field)
+}
+
+fn revision_at(bao: &OpenBao, path: &str, number: u32, field: &str) -> Option<String> {
     let (number, field) = (format!("-version={number}"), format!("-field={field}"));
-    let read = bao.run(&["kv", "get", "-mount=secret", &number, &field, PATH]).ok()?;
+    let read = bao.run(&["kv", "get", "-mount=secret", &number, &field, path]).ok()?;
     Some(read.trim().to_owned())
 }
 
@@ -189,7 +194,7 @@ async fn a_minted_password_goes_to_a_store_path_and_the_old_one_is_destroyed_the
     let bao = OpenBao::start().unwrap();
     let spec = credential(|spec| {
         spec["generator"] = json!({"kind": "Password", "name": "orders"});
-        spec["targets"] = json!({"stores": [{"kind": "VaultKv", "name": "orders"}]});
+        spec["targets"] = json!({"stores": [{"kind": "VaultKv", "name": "shelf"}]});
     });
     let world = World::start(&[
         ("generators", "Password", json!({"length": 32})),
@@ -236,17 +241,32 @@ async fn what_somebody_else_rotates_is_destroyed_once_it_is_replaced_and_never_w
     let mut source = store_spec(&bao);
     source["pollSeconds"] = json!(1);
     source["retiring"] = json!("destroy-version");
-    let spec = credential(|spec| spec["source"] = json!({"kind": "VaultKv", "name": "orders"}));
-    let world = World::start(&[("sources", "VaultKv", source), ("eso", "Credential", spec)]).await;
+    let copy = "apps/copy";
+    let mut target = store_spec(&bao);
+    target["path"] = json!(copy);
+    let spec = credential(|spec| {
+        spec["source"] = json!({"kind": "VaultKv", "name": "orders"});
+        spec["targets"] = json!({"stores": [{"kind": "VaultKv", "name": "shelf"}]});
+    });
+    let world = World::start(&[
+        ("sources", "VaultKv", source),
+        ("target", "VaultKv", target),
+        ("eso", "Credential", spec),
+    ])
+    .await;
     world.until_current("1").await;
+    assert_eq!(revision_at(&bao, copy, 1, "password").as_deref(), Some("the-first"));
     put(&bao, "the-second");
     world.does(&["source", "refresh", "orders"]).await;
     world.until_current("2").await;
     world.until_is("1", VersionPhase::Erased).await;
-    assert_eq!(revision(&bao, 1, "password"), None, "destroyed in the store");
+    assert_eq!(revision(&bao, 1, "password"), None, "destroyed at the source");
+    assert_eq!(revision_at(&bao, copy, 1, "password"), None, "destroyed where it was delivered");
+    assert_eq!(revision_at(&bao, copy, 2, "password").as_deref(), Some("the-second"));
 
-    // Deleted here, it is still its owner's there.
-    world.delete(1).await;
+    // Deleted here, it is withdrawn where it was delivered, and still its owner's at the source.
+    world.delete(2).await;
+    assert_eq!(revision_at(&bao, copy, 2, "password"), None, "withdrawn");
     assert_eq!(revision(&bao, 2, "password").as_deref(), Some("the-second"));
     let audit = world.reads::<AuditPage>(&["audit", "--subject", "credential/orders"]).await;
     let left: Vec<_> = audit.entries.iter().filter(|row| row.action == "left").collect();
@@ -304,7 +324,7 @@ mod a_role_that_was_there_before {
         let spec = credential(|spec| {
             spec["generator"] = json!({"kind": "PostgreSql", "name": "orders"});
             spec["first"] = json!("import");
-            spec["targets"] = json!({"stores": [{"kind": "VaultKv", "name": "orders"}]});
+            spec["targets"] = json!({"stores": [{"kind": "VaultKv", "name": "shelf"}]});
         });
         let world = World::start(&[
             ("generators", "PostgreSql", server.generator_spec(&minting, "orders", &minter)),
