@@ -192,6 +192,17 @@ fn table() -> Table {
             ping_every_ms, ping_answer_ms_max,
         ),
     );
+    control_plane(&mut table);
+    table.section("Identities", "How long certificates and tokens live.");
+    table.rows(
+        &documented(include_str!("../../identity/src/lib.rs"), "pub struct Lives", "pub ", "}"),
+        &values!(identity::Lives::default(); host_ms, own_ms, operator_ms, operator_ms_max, token_ms),
+    );
+    table
+}
+
+/// Of the engine, of the API, and of who asks it.
+fn control_plane(table: &mut Table) {
     table.section(
         "Patience",
         "What is tried again after which pause, and how much is done at once. It cannot be changed.",
@@ -212,12 +223,6 @@ fn table() -> Table {
     let names = ["ANSWER_TIME_MAX", "ANSWER_BYTES_MAX"];
     table.constants("esoctl", include_str!("../../../esoctl/src/client.rs"), &names);
     table.constants("esoctl", include_str!("../../../esoctl/src/follow.rs"), &["AWAY_MAX", "AWAY_PAUSE"]);
-    table.section("Identities", "How long certificates and tokens live.");
-    table.rows(
-        &documented(include_str!("../../identity/src/lib.rs"), "pub struct Lives", "pub ", "}"),
-        &values!(identity::Lives::default(); host_ms, own_ms, operator_ms, operator_ms_max, token_ms),
-    );
-    table
 }
 
 /// Of generators, sources and store targets.

@@ -660,7 +660,7 @@ async fn somebody_is_let_in_and_out(world: &mut World) {
     std::fs::write(world.root.join("ann.pem"), issued.certificate.unwrap()).unwrap();
     std::fs::write(world.root.join("ann.key"), key.serialize_pem()).unwrap();
     let ca = world.root.join("data/admin/ca.pem");
-    let ann = format!("ca = {ca:?}\ncertificate = \"ann.pem\"\nkey = \"ann.key\"\n");
+    let ann = format!("ca = \"{}\"\ncertificate = \"ann.pem\"\nkey = \"ann.key\"\n", ca.display());
     std::fs::write(&config, ann).unwrap();
 
     let as_ann = world.calls_as(&config, &["whoami", "-o", "json"]);
@@ -780,11 +780,11 @@ async fn a_lost_place_is_cleared(world: &mut World, host: &Host) {
     allow(0o777);
     std::fs::remove_file(folder.join("password")).unwrap();
     let list = ["holders", "list", "--credential", "orders-db"];
-    let lost = |all: &Vec<HolderView>| {
+    let lost_place = |all: &Vec<HolderView>| {
         let mut places = all.iter().filter(|row| row.kind == "place" && row.version.to_string() == "1");
         places.next().cloned()
     };
-    let all = world.until("the place is named", &list, |all| lost(all).is_some()).await;
+    let all = world.until("the place is named", &list, |all| lost_place(all).is_some()).await;
     let holders = all.iter().filter(|row| row.kind == "holder" && row.version.to_string() == "1");
     for row in holders {
         world.does(&["holders", "clear", "orders-db", "web-1", &row.id, REASON[0], REASON[1]]).await;
@@ -797,7 +797,7 @@ async fn a_lost_place_is_cleared(world: &mut World, host: &Host) {
             })
         })
         .await;
-    let id = lost(&all).unwrap().id;
+    let id = lost_place(&all).unwrap().id;
     world.does(&["holders", "clear", "orders-db", "web-1", &id, REASON[0], REASON[1]]).await;
     world.until_ended("1").await;
     allow(0o755);
