@@ -154,7 +154,7 @@ impl Act<'_, '_> {
         let value: Rotated = self.client.post(&path, Some(&wish)).await?;
         self.print(&value)?;
         let Some(before) = before else { return Ok(Exit::Done) };
-        let watched = Watched { before: before.summary.current, version: value.version, until: rotate.until };
+        let watched = Watched::new(&before, rotate.until).of(value.version);
         let timeout = rotate.timeout.map(|span| Duration::from_millis(span.ms));
         follow::rotation(&self.client, self.streams, name, watched, timeout).await
     }

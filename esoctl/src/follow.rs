@@ -18,6 +18,7 @@ use crate::table::Shown;
 
 /// How long the control plane may be away before watching ends.
 const AWAY_MAX: Duration = Duration::from_mins(1);
+/// The pause before it is asked again meanwhile.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Waits for a commit after `after`. A control plane that restarts is waited for: nothing is lost by it.

@@ -1,21 +1,63 @@
 //! How far a rotation has come: from what the control plane says to one line and, in the end, an outcome.
 
+use std::collections::BTreeSet;
+
 use lifecycle::Version;
-use protocol::api::{CredentialDetail, CredentialPhase, DeliveryPhase, RolloutPhase, VersionPhase};
+use protocol::api::{CredentialDetail, DeliveryPhase, RolloutPhase, VersionDetail, VersionPhase};
 
 use crate::cli::Until;
 use crate::exit::Exit;
 use crate::table::{plain, word};
 
-/// What is being watched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is being watched: the version that one wish brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watched {
-    /// The active version before.
-    pub before: Option<Version>,
+    /// The newest version that is known to be none of ours.
+    foreign: Option<Version>,
+    /// What ours replaces: each version that was active since the wish.
+    replaced: BTreeSet<Version>,
     /// The new version, once it is known.
-    pub version: Option<Version>,
+    version: Option<Version>,
     /// Until when.
-    pub until: Until,
+    until: Until,
+}
+
+impl Watched {
+    /// A wish that is made, or was made just now, of a credential that looked like this before.
+    pub fn new(before: &CredentialDetail, until: Until) -> Self {
+        let mut watched = Self { foreign: None, replaced: BTreeSet::new(), version: None, until };
+        watched.leave_out(before);
+        watched
+    }
+
+    /// The new version's number is known.
+    #[must_use]
+    pub fn of(mut self, version: Option<Version>) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Whatever is known now is none of ours, and neither is the version of a rollout under way.
+    fn leave_out(&mut self, detail: &CredentialDetail) {
+        let known = detail.versions.iter().map(|row| row.version);
+        let rolling = detail.rollout.as_ref().map(|rollout| rollout.version);
+        self.foreign = known.chain(rolling).chain(self.foreign).max();
+        self.replaced.extend(detail.summary.current);
+    }
+
+    /// Learns the number as soon as there is one. While a wish waits, ours does: what rolls is somebody else's.
+    fn learn(&mut self, detail: &CredentialDetail) {
+        if self.version.is_some() {
+            return;
+        }
+        if detail.pending_wish.is_some() {
+            return self.leave_out(detail);
+        }
+        // Not the number that the rollout shows: during its preflight that is a guess.
+        let candidates = [detail.summary.rolling, detail.summary.current];
+        self.version = candidates.into_iter().flatten().filter(|version| Some(*version) > self.foreign).min();
+        self.replaced.extend(detail.summary.current.filter(|current| Some(*current) != self.version));
+    }
 }
 
 /// How far it has come.
@@ -34,15 +76,9 @@ pub struct Progress {
 /// How far the watched rotation has come. Learns the new version's number as soon as there is one.
 pub fn progress(watched: &mut Watched, detail: &CredentialDetail) -> Progress {
     let name = &detail.summary.name;
-    learn(watched, detail);
+    watched.learn(detail);
     let Some(version) = watched.version else {
-        let (line, end) = match (detail.summary.phase, detail.stuck.first()) {
-            (CredentialPhase::Stuck, Some(stuck)) => {
-                let line = format!("{name}: stuck: {}; {}", plain(&stuck.reason), plain(&stuck.action));
-                (line, Some(Exit::Stopped))
-            }
-            _ => (format!("{name}: waiting to begin"), None),
-        };
+        let (line, end) = waiting(detail);
         return Progress { done: 0, all: u64::from(detail.summary.targets), line, end };
     };
     let row = detail.versions.iter().find(|row| row.version == version);
@@ -78,22 +114,37 @@ pub fn progress(watched: &mut Watched, detail: &CredentialDetail) -> Progress {
     }
 }
 
-/// The new version's number, once something newer than the one before is under way.
-fn learn(watched: &mut Watched, detail: &CredentialDetail) {
-    if watched.version.is_none() {
-        let candidates = [
-            detail.rollout.as_ref().map(|rollout| rollout.version),
-            detail.summary.rolling,
-            detail.summary.current,
-        ];
-        watched.version = candidates.into_iter().flatten().find(|version| Some(*version) > watched.before);
+/// How it looks before there is a version: in words, and how it ended where it has.
+fn waiting(detail: &CredentialDetail) -> (String, Option<Exit>) {
+    let name = &detail.summary.name;
+    let stuck = detail.stuck.iter().find(|stuck| stuck.version.is_none());
+    match (&detail.pending_wish, &detail.rollout, stuck) {
+        (Some(_), Some(other), _) if other.phase == RolloutPhase::Halted => {
+            let line = format!(
+                "{name}: waits for version {}, which is halted: resume or abort that rollout",
+                other.version
+            );
+            (line, Some(Exit::Stopped))
+        }
+        (Some(_), Some(other), _) => {
+            (format!("{name}: waits for the end of the rollout of version {}", other.version), None)
+        }
+        (None, None, Some(stuck)) => {
+            let line = format!("{name}: stuck: {}; {}", plain(&stuck.reason), plain(&stuck.action));
+            (line, Some(Exit::Stopped))
+        }
+        (None, Some(_), _) => (format!("{name}: whether we may mint and revoke is tried"), None),
+        _ => (format!("{name}: waiting to begin"), None),
     }
 }
 
 fn active(watched: &Watched, detail: &CredentialDetail, version: Version, done: u64, all: u64) -> Progress {
     let name = &detail.summary.name;
-    let old = watched.before.and_then(|before| detail.versions.iter().find(|row| row.version == before));
-    let left = old.filter(|old| !matches!(old.phase, VersionPhase::Retired | VersionPhase::Erased));
+    let is_left = |row: &&VersionDetail| {
+        watched.replaced.contains(&row.version)
+            && !matches!(row.phase, VersionPhase::Retired | VersionPhase::Erased)
+    };
+    let left = detail.versions.iter().find(is_left);
     match (watched.until, left) {
         (Until::Retired, Some(old)) => {
             let line = format!(

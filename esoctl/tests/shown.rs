@@ -248,18 +248,16 @@ fn nothing_that_a_host_wrote_drives_the_terminal() {
 
 #[test]
 fn watching_tells_each_stage_and_how_it_ended() {
-    let mut watched = Watched { before: Some(v(6)), version: None, until: Until::Retired };
+    let before = quiet();
+    let mut watched = Watched::new(&before, Until::Retired);
     let mut lines = Vec::new();
     let mut tell = |detail: &CredentialDetail| {
         let now = progress(&mut watched, detail);
         lines.push(format!("{} {:?}", now.line, now.end));
     };
+    tell(&before);
     let mut state = detail();
-    state.rollout = None;
-    state.summary.rolling = None;
-    state.versions.remove(0);
-    tell(&state);
-    let mut state = detail();
+    state.pending_wish = None;
     tell(&state);
     state.rollout = Some(rollout(RolloutPhase::Halted, Some("web-1 rolled back: exit code 1")));
     tell(&state);
@@ -278,6 +276,87 @@ fn watching_tells_each_stage_and_how_it_ended() {
     }];
     tell(&state);
     insta::assert_snapshot!(lines.join("\n"));
+}
+
+/// Version 6 is active and nothing is on its way.
+fn quiet() -> CredentialDetail {
+    let mut state = detail();
+    state.pending_wish = None;
+    state.rollout = None;
+    state.summary.rolling = None;
+    state.versions.remove(0);
+    state
+}
+
+/// Somebody else's rollout of 7 is under way when we wish for a version.
+#[test]
+fn watching_is_for_the_version_that_the_own_wish_brings() {
+    let mut watched = Watched::new(&quiet(), Until::Retired);
+    let mut tell = |detail: &CredentialDetail| {
+        let now = progress(&mut watched, detail);
+        (now.line, now.end)
+    };
+    let waits = "orders-db: waits for the end of the rollout of version 7";
+    // Its number is a guess as long as it is tried whether we may mint.
+    let mut state = quiet();
+    state.pending_wish = Some("waiting".to_owned());
+    state.rollout = Some(rollout(RolloutPhase::Preflight, None));
+    assert_eq!(tell(&state), (waits.to_owned(), None));
+    let mut state = detail();
+    assert_eq!(tell(&state), (waits.to_owned(), None));
+    // What is stuck meanwhile is none of ours.
+    state.stuck = vec![Stuck {
+        credential: "orders-db".parse().unwrap(),
+        version: Some(v(6)),
+        reason: "the backend is gone".to_owned(),
+        action: "bring it back".to_owned(),
+    }];
+    assert_eq!(tell(&state), (waits.to_owned(), None));
+
+    let mut state = quiet();
+    state.versions = vec![version(7, VersionPhase::Active), version(6, VersionPhase::Superseded)];
+    state.summary.current = Some(v(7));
+    state.rollout = Some(RolloutView { version: v(8), ..rollout(RolloutPhase::Preflight, None) });
+    assert_eq!(tell(&state), ("orders-db: whether we may mint and revoke is tried".to_owned(), None));
+    // A leftover was found at the backend and has the number that was guessed.
+    state.versions.insert(0, VersionDetail { aborted: true, ..version(8, VersionPhase::Sealing) });
+    state.versions.insert(0, version(9, VersionPhase::Rolling));
+    state.summary.rolling = Some(v(9));
+    state.rollout = Some(RolloutView { version: v(9), ..rollout(RolloutPhase::Staging, None) });
+    assert!(matches!(tell(&state), (line, None) if line.starts_with("orders-db@9: staging")));
+    // Both that were active since the wish have to end.
+    state.rollout = None;
+    state.summary.current = Some(v(9));
+    state.versions[0].phase = VersionPhase::Active;
+    state.versions[2].phase = VersionPhase::Superseded;
+    let left = |line: &str| line.contains("see `esoctl why orders-db@7`");
+    assert!(matches!(tell(&state), (line, None) if left(&line)));
+    state.versions[2].phase = VersionPhase::Retired;
+    assert!(matches!(tell(&state), (line, None) if line.contains("orders-db@6")));
+    state.versions[3].phase = VersionPhase::Retired;
+    assert_eq!(tell(&state), ("orders-db@9: active".to_owned(), Some(Exit::Done)));
+}
+
+#[test]
+fn a_wish_behind_a_halted_rollout_and_one_that_cannot_begin_are_told() {
+    let mut watched = Watched::new(&detail(), Until::Active);
+    let mut state = detail();
+    state.rollout = Some(rollout(RolloutPhase::Halted, Some("web-1 rolled back")));
+    let now = progress(&mut watched, &state);
+    assert_eq!(now.end, Some(Exit::Stopped));
+    assert!(now.line.contains("version 7, which is halted"), "{}", now.line);
+    let mut state = quiet();
+    state.stuck = vec![Stuck {
+        credential: "orders-db".parse().unwrap(),
+        version: None,
+        reason: "the backend may not mint".to_owned(),
+        action: "grant it".to_owned(),
+    }];
+    let now = progress(&mut watched, &state);
+    assert_eq!(
+        (now.line.as_str(), now.end),
+        ("orders-db: stuck: the backend may not mint; grant it", Some(Exit::Stopped))
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::reference::read_bounded;
-use crate::source::{Notice, Retiring, Snapshot, Source};
+use crate::source::{Destroyed, Notice, Retiring, Snapshot, Source};
 use crate::spec::SpecError;
 use crate::value::{FIELD_BYTES_MAX, FIELDS_MAX, SecretValue};
 
@@ -265,7 +265,7 @@ impl Source for Directory {
         self.refresh.notify_one();
     }
 
-    fn destroy(&self, _: u64) -> Answer<'_, ()> {
+    fn destroy(&self, _: u64) -> Answer<'_, Destroyed> {
         async { Err(Failure::refused("a directory keeps no versions: there is nothing to destroy")) }.boxed()
     }
 }

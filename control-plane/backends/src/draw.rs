@@ -9,6 +9,10 @@ use zeroize::Zeroizing;
 use crate::failure::Failure;
 use crate::spec::SpecError;
 
+/// How many characters a `Password` has, unless its `length` says otherwise.
+const LENGTH: usize = 24;
+/// How many letters and digits the password of a login has, unless its generator says otherwise.
+const LENGTH_OF_LOGIN: usize = 32;
 /// The fewest characters that a password may have.
 const LENGTH_MIN: usize = 12;
 /// The most characters that a password may have.
@@ -62,7 +66,7 @@ pub enum Encoding {
 impl Default for PasswordSpec {
     fn default() -> Self {
         Self {
-            length: 24,
+            length: LENGTH,
             digits: None,
             symbols: None,
             symbol_characters: None,
@@ -77,7 +81,13 @@ impl Default for PasswordSpec {
 impl PasswordSpec {
     /// 32 letters and digits: what every connection string can hold.
     pub(crate) fn plain() -> Self {
-        Self { length: 32, digits: Some(8), symbols: Some(0), allow_repeat: true, ..Self::default() }
+        Self {
+            length: LENGTH_OF_LOGIN,
+            digits: Some(8),
+            symbols: Some(0),
+            allow_repeat: true,
+            ..Self::default()
+        }
     }
 
     /// The spec made ready to draw from, or what is wrong with it.

@@ -1,5 +1,6 @@
 //! Who mints versions, proves that they work, and revokes them.
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use lifecycle::credential::{Authority, Overlap};
 use lifecycle::id::EffectId;
@@ -34,6 +35,12 @@ pub trait Generator: Send + Sync {
     /// Finds out, by trying it on something thrown away, whether we may mint *and* revoke; otherwise says exactly
     /// what is missing. The mark names what is thrown away, should we die on the way.
     fn preflight<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()>;
+
+    /// Finds out whether a version can be revoked that was there before us, and changes nothing: what [`Self::preflight`]
+    /// throws away says nothing of it. Asked of every version that is alive, before one is minted that is to replace it.
+    fn try_revoking<'a>(&'a self, _: EffectId, _: &'a SecretValue) -> Answer<'a, ()> {
+        async { Ok(()) }.boxed()
+    }
 
     /// The value that we choose for this effect, to be stored before [`Self::mint`] is asked. Empty where the
     /// backend chooses. Drawn at random: call it once and keep it.

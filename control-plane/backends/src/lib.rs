@@ -32,7 +32,7 @@ pub use kinds::{GENERATOR_KINDS, SOURCE_KINDS, STORE_TARGET_KINDS, build, build_
 pub use mark::{INSTALLATION_CHARS_MAX, InvalidMark, Mark, is_installation};
 pub use postgresql::PostgreSqlSpec;
 pub use reference::{SecretRef, Secrets, SecretsDirectory};
-pub use source::{Notice, Retiring, Snapshot, Source};
+pub use source::{Destroyed, Notice, Retiring, Snapshot, Source};
 pub use spec::SpecError;
 pub use store_target::{StoreTarget, Stored};
 pub use tls::TlsSpec;

@@ -41,6 +41,15 @@ pub enum Retiring {
     None,
 }
 
+/// What became of a version that was to be destroyed in its store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is not there any more.
+    Gone,
+    /// It is what stands there now, and whoever owns the source decides when that ends. In words: what is left, where.
+    Left(String),
+}
+
 /// A store that somebody else rotates: watched, and asked again whenever somebody says so.
 pub trait Source: Send + Sync {
     /// What retiring an old version means here.
@@ -57,5 +66,5 @@ pub trait Source: Send + Sync {
     fn refresh(&self);
 
     /// Destroys one version in the store, where it keeps versions; never the current one. Done twice does no harm.
-    fn destroy(&self, revision: u64) -> Answer<'_, ()>;
+    fn destroy(&self, revision: u64) -> Answer<'_, Destroyed>;
 }

@@ -1,5 +1,6 @@
 //! How a backend is reached: over TLS, or on this machine without it where the spec says so in words.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IntoDeserializer as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::failure::Failure;
 use crate::reference::{SecretRef, Secrets, read_bounded};
@@ -19,7 +22,7 @@ const SYSTEM_ROOTS: [&str; 3] =
 const BUNDLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// How a backend is reached. Without `tls` the system's certificates are trusted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum TlsSpec {
     /// `tls: disable`: only to an address of this machine.
@@ -55,6 +58,31 @@ pub struct Trust {
     /// Its key in PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<SecretRef>,
+}
+
+/// By hand, so that an unknown key is named and not only said to fit nothing.
+impl<'de> Deserialize<'de> for TlsSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordOrKeys)
+    }
+}
+
+struct WordOrKeys;
+
+impl<'de> Visitor<'de> for WordOrKeys {
+    type Value = TlsSpec;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`disable`, or which certificates are trusted")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<TlsSpec, E> {
+        Disable::deserialize(word.into_deserializer()).map(TlsSpec::Disable)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, keys: A) -> Result<TlsSpec, A::Error> {
+        Trust::deserialize(MapAccessDeserializer::new(keys)).map(|trust| TlsSpec::Trust(Box::new(trust)))
+    }
 }
 
 impl Default for TlsSpec {
@@ -178,6 +206,8 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -192,5 +222,22 @@ mod tests {
         assert!(matches!(TlsSpec::default(), TlsSpec::Trust(_)));
         assert!(serde_json::from_str::<TlsSpec>("\"prefer\"").is_err());
         assert!(serde_json::from_str::<TlsSpec>(r#"{"caBundel": ""}"#).is_err());
+    }
+
+    #[test]
+    fn it_is_a_word_or_keys_and_an_unknown_key_is_named() {
+        let read = |spec: serde_json::Value| TlsSpec::deserialize(&spec).map_err(|error| error.to_string());
+        assert_eq!(read(json!("disable")), Ok(TlsSpec::Disable(Disable::Disable)));
+        let Ok(TlsSpec::Trust(trust)) = read(json!({"caFile": "/ca"})) else { panic!("not read") };
+        assert_eq!(trust.ca_file.as_deref(), Some(Path::new("/ca")));
+        assert_eq!(read(json!({})), Ok(TlsSpec::default()));
+        for (written, words) in [
+            (json!({"cafile": "/ca"}), "unknown field `cafile`, expected one of `caBundle`, `caFile`"),
+            (json!("disabled"), "unknown variant `disabled`, expected `disable`"),
+            (json!(true), "expected `disable`, or which certificates are trusted"),
+        ] {
+            let error = read(written).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
     }
 }

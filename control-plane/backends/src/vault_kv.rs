@@ -21,13 +21,17 @@ use crate::failure::Failure;
 use crate::generator::Answer;
 use crate::mark::Mark;
 use crate::reference::{SecretRef, Secrets};
-use crate::source::{Notice, Retiring, Snapshot, Source};
-use crate::spec::SpecError;
+use crate::source::{Destroyed, Notice, Retiring, Snapshot, Source};
+use crate::spec::{self, SpecError};
 use crate::store_target::{StoreTarget, Stored};
 use crate::tls::TlsSpec;
 use crate::value::SecretValue;
 
 const KIND: &str = "VaultKv";
+/// How often a source is asked, unless its `pollSeconds` says otherwise.
+const POLL_SECONDS: u64 = 10;
+/// The most that `pollSeconds` may say.
+const POLL_SECONDS_MAX: u64 = 3600;
 /// The longest that a silent store is left alone.
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// The first wait after a failure.
@@ -68,19 +72,43 @@ pub struct VaultAuthSpec {
     pub token_secret_ref: SecretRef,
 }
 
-/// A path that somebody else rotates.
+/// A path that somebody else rotates: the keys of a [`VaultKvSpec`] and two more. They stand here once again, since a
+/// flattened structure would take unknown keys in silence.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct VaultKvSourceSpec {
-    /// Which path.
-    #[serde(flatten)]
-    pub store: VaultKvSpec,
+    /// As of a [`VaultKvSpec`].
+    pub server: String,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default = "secret")]
+    pub mount: String,
+    /// As of a [`VaultKvSpec`].
+    pub path: String,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// As of a [`VaultKvSpec`].
+    pub auth: VaultAuthSpec,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default)]
+    pub tls: TlsSpec,
+    /// As of a [`VaultKvSpec`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u64>,
     /// How often it is asked; 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_seconds: Option<u64>,
     /// What retiring an old version means.
     #[serde(default)]
     pub retiring: Retiring,
+}
+
+impl VaultKvSourceSpec {
+    /// Which path.
+    fn into_store(self) -> VaultKvSpec {
+        let Self { server, mount, path, namespace, auth, tls, timeout_seconds, .. } = self;
+        VaultKvSpec { server, mount, path, namespace, auth, tls, timeout_seconds }
+    }
 }
 
 fn secret() -> String {
@@ -129,11 +157,8 @@ impl Kv {
                 )));
             }
         }
-        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
-        if !(1..=120).contains(&timeout_seconds) {
-            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
-        }
-        Ok(Self { spec, secrets, timeout: Duration::from_secs(timeout_seconds) })
+        let timeout = spec::timeout(KIND, spec.timeout_seconds)?;
+        Ok(Self { spec, secrets, timeout })
     }
 
     /// A client for one exchange: token and certificates may have been rotated since the last.
@@ -202,14 +227,15 @@ impl Kv {
         }
     }
 
-    async fn destroy(&self, revision: u64, also_current: bool) -> Result<(), Failure> {
-        let Some(metadata) = self.metadata().await? else { return Ok(()) };
+    /// Destroys a revision and proves it. What is current is destroyed only where that is said.
+    async fn destroy(&self, revision: u64, also_current: bool) -> Result<Destroyed, Failure> {
+        let Some(metadata) = self.metadata().await? else { return Ok(Destroyed::Gone) };
         if is_destroyed(&metadata, revision) {
-            return Ok(());
+            return Ok(Destroyed::Gone);
         }
         if metadata.current_version == revision && !also_current {
-            return Err(Failure::refused(format!(
-                "revision {revision} of {} is the current one and is not destroyed while it is",
+            return Ok(Destroyed::Left(format!(
+                "revision {revision} of {} is the current one",
                 self.place()
             )));
         }
@@ -220,7 +246,7 @@ impl Kv {
             Some(metadata) if !is_destroyed(&metadata, revision) => {
                 Err(Failure::retry(format!("revision {revision} of {} is still there", self.place())))
             }
-            _ => Ok(()),
+            _ => Ok(Destroyed::Gone),
         }
     }
 
@@ -313,12 +339,10 @@ pub(crate) struct VaultKvSource {
 
 impl VaultKvSource {
     pub(crate) fn new(spec: VaultKvSourceSpec, secrets: Arc<dyn Secrets>) -> Result<Self, SpecError> {
-        let poll_seconds = spec.poll_seconds.unwrap_or(10);
-        if !(1..=3600).contains(&poll_seconds) {
-            return Err(SpecError::new(KIND, format!("`pollSeconds` is {poll_seconds}: use 1 to 3600")));
-        }
-        let poll = Duration::from_secs(poll_seconds);
-        Ok(Self { kv: Kv::new(spec.store, secrets)?, poll, retiring: spec.retiring, refresh: Notify::new() })
+        let poll_seconds = spec.poll_seconds.unwrap_or(POLL_SECONDS);
+        let poll = spec::seconds(KIND, "pollSeconds", poll_seconds, POLL_SECONDS_MAX)?;
+        let retiring = spec.retiring;
+        Ok(Self { kv: Kv::new(spec.into_store(), secrets)?, poll, retiring, refresh: Notify::new() })
     }
 
     async fn snapshot(&self) -> Result<Snapshot, Failure> {
@@ -393,7 +417,7 @@ impl Source for VaultKvSource {
         self.refresh.notify_one();
     }
 
-    fn destroy(&self, revision: u64) -> Answer<'_, ()> {
+    fn destroy(&self, revision: u64) -> Answer<'_, Destroyed> {
         self.kv.destroy(revision, false).boxed()
     }
 }
@@ -503,11 +527,19 @@ impl StoreTarget for VaultKvTarget {
     }
 
     fn destroy(&self, revision: u64) -> Answer<'_, ()> {
-        self.kv.destroy(revision, false).boxed()
+        async move {
+            match self.kv.destroy(revision, false).await? {
+                Destroyed::Gone => Ok(()),
+                Destroyed::Left(words) => {
+                    Err(Failure::refused(format!("{words} and is not destroyed while it is")))
+                }
+            }
+        }
+        .boxed()
     }
 
     fn withdraw(&self, revision: u64) -> Answer<'_, ()> {
-        self.kv.destroy(revision, true).boxed()
+        async move { self.kv.destroy(revision, true).await.map(drop) }.boxed()
     }
 }
 
@@ -525,6 +557,31 @@ mod tests {
         });
         change(&mut spec);
         VaultKvTarget::new(crate::spec::parse(KIND, &spec)?, Arc::new(SecretsDirectory::new("/")))
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_a_source_as_by_a_target() {
+        let source = |key: &str, word: &str| {
+            let mut spec = json!({
+                "server": "https://vault.example:8200", "mount": "kv", "path": "apps/orders",
+                "namespace": "a", "auth": {"tokenSecretRef": {"file": "token"}}, "timeoutSeconds": 3,
+                "pollSeconds": 4,
+            });
+            spec[key] = json!(word);
+            let secrets = Arc::new(SecretsDirectory::new("/"));
+            VaultKvSource::new(crate::spec::parse(KIND, &spec)?, secrets)
+        };
+        let known = source("retiring", "destroy-version").ok().unwrap();
+        assert_eq!((known.retiring, known.poll), (Retiring::DestroyVersion, Duration::from_secs(4)));
+        let Kv { spec, timeout, .. } = &known.kv;
+        assert_eq!((spec.mount.as_str(), spec.namespace.as_deref()), ("kv", Some("a")));
+        assert_eq!(*timeout, Duration::from_secs(3));
+        for key in ["retirng", "poll_seconds", "store"] {
+            let error = source(key, "destroy-version").err().unwrap();
+            assert!(error.words.contains(key) && error.words.contains("`retiring`"), "{error}");
+            assert!(target(|spec| spec[key] = json!("notify")).is_err());
+        }
+        assert!(target(|spec| spec["retiring"] = json!("notify")).is_err(), "a target retires nothing");
     }
 
     #[test]

@@ -6,14 +6,19 @@
 //! | --- | --- | --- |
 //! | `POST preflight` | the mark | 2xx |
 //! | `PUT credentials/EFFECT` | the mark, and `value` where we choose it | `{"value": {...}}` where the service chooses |
-//! | `POST credentials/EFFECT/verify` | `value` | `{"accepted": true}` |
-//! | `GET credentials/EFFECT/sessions` | | `{"sessions": 2}`, or `null` where it cannot tell |
-//! | `DELETE credentials/EFFECT/sessions` | | 2xx |
+//! | `POST credentials/EFFECT/verify` | `value` | `{"accepted": true}`; `false` also for an effect that it does not know |
+//! | `GET credentials/EFFECT/sessions` | | `{"sessions": 2}`, or `null` where it cannot tell; 0 or `null` for an effect that it does not know |
+//! | `DELETE credentials/EFFECT/sessions` | | 2xx, also where there is none |
 //! | `DELETE credentials/EFFECT` | | 2xx or 404 |
 //! | `GET credentials?installation=ID` | | `{"credentials": [{"mark": "...", "name": "..."}]}` |
+//! | `GET credentials?effect=EFFECT` | | the same, of this effect only: empty where the service does not know it |
 //!
 //! The effect's id is the idempotency key: the same `PUT` again is the same version with the same value. 401, 403, 404,
 //! 409 and 422 need an operator, everything else that is not 2xx is tried again.
+//!
+//! **A 404 proves nothing**: a service that moved away answers it to everything. What was revoked is proved by two
+//! answers of 200, whatever `DELETE` was answered: a listing of the effect without its mark and, where we know the
+//! value, `"accepted": false`. So that an empty listing means something, what was minted must stand in it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +28,7 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use lifecycle::credential::{Authority, Overlap};
 use lifecycle::id::EffectId;
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::{Method, Response, Url};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -154,10 +159,7 @@ impl Webhook {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
-        if !(1..=120).contains(&timeout_seconds) {
-            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
-        }
+        let timeout = crate::spec::timeout(KIND, spec.timeout_seconds)?;
         let password = spec.password.unwrap_or_else(PasswordSpec::plain);
         Ok(Self {
             base,
@@ -167,19 +169,30 @@ impl Webhook {
             chooses: spec.chooses,
             username: spec.username.unwrap_or_else(|| "eso".to_owned()),
             draws: password.draws(KIND)?,
-            timeout: Duration::from_secs(timeout_seconds),
+            timeout,
             secrets,
         })
     }
 
-    /// Asks, and takes 2xx with a bounded body for an answer; 404 as `None` where it is one.
+    /// Asks, and takes nothing but 2xx with a bounded body for an answer.
     async fn ask(
         &self,
         method: Method,
         path: &str,
         body: Option<Zeroizing<Vec<u8>>>,
-        absent_is_fine: bool,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+    ) -> Result<Zeroizing<Vec<u8>>, Failure> {
+        self.ask_for(method, path, body)
+            .await?
+            .map_err(|absent| Failure::refused(format!("{absent}; correct `url` if the service moved")))
+    }
+
+    /// The same; the inner error is a 404 in words, which says nothing of what was asked about.
+    async fn ask_for(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Zeroizing<Vec<u8>>>,
+    ) -> Result<Result<Zeroizing<Vec<u8>>, String>, Failure> {
         let what = format!("{method} {}{path}", self.base);
         let url = self.base.join(path).map_err(|error| Failure::refused(format!("{what}: {error}")))?;
         let mut request = self.client()?.request(method, url);
@@ -191,19 +204,17 @@ impl Webhook {
         }
         let response = request.send().await.map_err(|error| transport(&what, error))?;
         let status = response.status();
-        if status == StatusCode::NOT_FOUND && absent_is_fine {
-            return Ok(None);
-        }
         let answer = bounded(response, &what).await?;
         if status.is_success() {
-            return Ok(Some(answer));
+            return Ok(Ok(answer));
         }
         let words = format!("{what}: the service answers {status}{}", quoted(&answer));
         match status.as_u16() {
+            404 => Ok(Err(words)),
             401 | 403 => {
                 Err(Failure::refused(format!("{words}; correct `auth` or what the service allows us")))
             }
-            400 | 404 | 405 | 409 | 410 | 422 => Err(Failure::refused(words)),
+            400 | 405 | 409 | 410 | 422 => Err(Failure::refused(words)),
             _ => Err(Failure::retry(words)),
         }
     }
@@ -228,11 +239,12 @@ impl Webhook {
         let value = (self.chooses == Chooses::Client).then_some(chosen);
         let path = format!("credentials/{}", mark.effect);
         let body = body(Some(mark), value)?;
-        let answer = self.ask(Method::PUT, &path, Some(body), false).await?;
+        let answer = self.ask(Method::PUT, &path, Some(body)).await?;
+        self.prove_listed(mark).await?;
         if self.chooses == Chooses::Client {
             return Ok(None);
         }
-        let answer: MintAnswer = parsed(&path, answer.as_ref())?;
+        let answer: MintAnswer = parsed(&path, &answer)?;
         let Some(fields) = answer.value.filter(|fields| !fields.is_empty()) else {
             return Err(Failure::refused(format!(
                 "{path}: `chooses: server`, but the service answers no `value` with fields"
@@ -249,15 +261,19 @@ impl Webhook {
     /// Whether the service accepts a login with the value.
     async fn accepts(&self, effect: EffectId, value: &SecretValue) -> Result<bool, Failure> {
         let path = format!("credentials/{effect}/verify");
-        let answer = self.ask(Method::POST, &path, Some(body(None, Some(value))?), true).await?;
-        match answer {
-            Some(answer) => Ok(parsed::<VerifyAnswer>(&path, Some(&answer))?.accepted),
-            None => Ok(false),
-        }
+        let answer = self.ask(Method::POST, &path, Some(body(None, Some(value))?)).await?;
+        Ok(parsed::<VerifyAnswer>(&path, &answer)?.accepted)
     }
 
     async fn revoke(&self, effect: EffectId, value: Option<&SecretValue>) -> Result<(), Failure> {
-        self.ask(Method::DELETE, &format!("credentials/{effect}"), None, true).await?;
+        // Whether it was there does not matter: what proves that it is gone comes after.
+        drop(self.ask_for(Method::DELETE, &format!("credentials/{effect}"), None).await?);
+        if self.lists(effect).await? {
+            return Err(Failure::retry(format!(
+                "{} still lists the version of effect {effect}, which it was told to revoke",
+                self.base
+            )));
+        }
         match value {
             Some(value) if self.accepts(effect, value).await? => Err(Failure::retry(format!(
                 "{} still accepts a login with what it says is revoked",
@@ -267,16 +283,43 @@ impl Webhook {
         }
     }
 
+    /// A service that does not list what it minted could not prove that it is gone either.
+    async fn prove_listed(&self, mark: &Mark) -> Result<(), Failure> {
+        if self.lists(mark.effect).await? {
+            return Ok(());
+        }
+        Err(Failure::retry(format!(
+            "{} does not list the version of effect {} that it minted, so it could never prove that it is gone: let GET credentials?effect=... answer it with its mark",
+            self.base, mark.effect
+        )))
+    }
+
+    /// Whether the service lists what this effect minted.
+    async fn lists(&self, effect: EffectId) -> Result<bool, Failure> {
+        let marked = self.listing(&format!("credentials?effect={effect}")).await?;
+        Ok(marked.iter().any(|marked| marked.mark.effect == effect))
+    }
+
     async fn orphans(&self, installation: &str) -> Result<Vec<Marked>, Failure> {
         // Letters, digits, '-', '_' and '.' only, so nothing in it needs escaping.
-        let path = format!("credentials?installation={installation}");
-        let answer = self.ask(Method::GET, &path, None, false).await?;
-        let answer: OrphansAnswer = parsed(&path, answer.as_ref())?;
+        let marked = self.listing(&format!("credentials?installation={installation}")).await?;
+        Ok(marked.into_iter().filter(|marked| marked.mark.installation == installation).collect())
+    }
+
+    async fn listing(&self, path: &str) -> Result<Vec<Marked>, Failure> {
+        let answer: OrphansAnswer = parsed(path, &self.ask(Method::GET, path, None).await?)?;
         let marked = answer.credentials.into_iter().filter_map(|orphan| {
             let mark: Mark = orphan.mark.parse().ok()?;
-            (mark.installation == installation).then_some(Marked { mark, name: orphan.name })
+            Some(Marked { mark, name: orphan.name })
         });
         Ok(marked.collect())
+    }
+
+    /// Tries what can be tried without minting: that it lets us, and that it lists.
+    async fn try_it(&self, mark: &Mark) -> Result<(), Failure> {
+        self.ask(Method::POST, "preflight", Some(body(Some(mark), None)?)).await?;
+        self.orphans(&mark.installation).await?;
+        self.lists(mark.effect).await.map(drop)
     }
 }
 
@@ -321,12 +364,9 @@ async fn bounded(mut response: Response, what: &str) -> Result<Zeroizing<Vec<u8>
     Ok(Zeroizing::new(Vec::from(answer)))
 }
 
-fn parsed<T: for<'de> Deserialize<'de>>(
-    path: &str,
-    answer: Option<&Zeroizing<Vec<u8>>>,
-) -> Result<T, Failure> {
+fn parsed<T: for<'de> Deserialize<'de>>(path: &str, answer: &[u8]) -> Result<T, Failure> {
     // The parser's words could quote what it read.
-    serde_json::from_slice(answer.map_or(&[][..], |answer| answer.as_slice())).map_err(|error| {
+    serde_json::from_slice(answer).map_err(|error| {
         Failure::refused(format!("{path}: the answer is not what is expected (line {})", error.line()))
     })
 }
@@ -363,8 +403,7 @@ impl Generator for Webhook {
     }
 
     fn preflight<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
-        async { self.ask(Method::POST, "preflight", Some(body(Some(mark), None)?), false).await.map(drop) }
-            .boxed()
+        self.try_it(mark).boxed()
     }
 
     fn new_value(&self, effect: EffectId) -> Result<SecretValue, Failure> {
@@ -396,17 +435,14 @@ impl Generator for Webhook {
     fn sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, Option<u32>> {
         async move {
             let path = format!("credentials/{effect}/sessions");
-            match self.ask(Method::GET, &path, None, true).await? {
-                Some(answer) => Ok(parsed::<SessionsAnswer>(&path, Some(&answer))?.sessions),
-                None => Ok(Some(0)),
-            }
+            Ok(parsed::<SessionsAnswer>(&path, &self.ask(Method::GET, &path, None).await?)?.sessions)
         }
         .boxed()
     }
 
     fn end_sessions<'a>(&'a self, effect: EffectId, _: Option<&'a SecretValue>) -> Answer<'a, ()> {
         async move {
-            self.ask(Method::DELETE, &format!("credentials/{effect}/sessions"), None, true).await.map(drop)
+            self.ask(Method::DELETE, &format!("credentials/{effect}/sessions"), None).await.map(drop)
         }
         .boxed()
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use backends::{Failure, Generator, Mark, Retiring, SecretValue};
+use backends::{Destroyed, Failure, Generator, Mark, Retiring, SecretValue, Source};
 use lifecycle::credential::{Authority, Effect, EffectKind, Event, Outcome};
 use lifecycle::{CredentialName, EffectId, Epoch};
 use protocol::FileName;
@@ -11,6 +11,7 @@ use resources::Template;
 use store::Store;
 use tokio::sync::mpsc;
 
+use crate::audit::{ENGINE, entry};
 use crate::catalogue::{Brings, Equipment};
 use crate::handle::Message;
 use crate::inside::Inside;
@@ -155,9 +156,25 @@ impl Job {
 
     async fn preflight(&self, means: &Means) -> Result<(), Trouble> {
         match &self.equipment.brings {
-            Brings::Generator(generator) => Ok(generator.preflight(&self.mark(means)).await?),
+            Brings::Generator(generator) => {
+                generator.preflight(&self.mark(means)).await?;
+                self.try_revoking(means, generator.as_ref()).await
+            }
             Brings::Source(_) => Ok(()),
         }
+    }
+
+    /// What is alive now is to be revoked once it is replaced, also what an import brought.
+    async fn try_revoking(&self, means: &Means, generator: &dyn Generator) -> Result<(), Trouble> {
+        if generator.authority() != Authority::Revokes {
+            return Ok(());
+        }
+        for minted_by in means.store.values_of(&self.name).await.map_err(ContentError::from)? {
+            if let Some(content) = Content::find(&means.store, &self.name, minted_by).await? {
+                generator.try_revoking(minted_by, &content.value).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What we choose is stored before the backend is asked; what the backend chooses carries our mark first.
@@ -234,12 +251,23 @@ impl Job {
                 }
                 Brings::Source(source) if source.retiring() == Retiring::DestroyVersion => {
                     if let Some(revision) = self.revision {
-                        source.destroy(revision).await?;
+                        self.destroy(means, source.as_ref(), revision).await?;
                     }
                 }
                 // The value is forgotten once the outcome is committed.
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// What is current at the source stays: its owner rotates and deletes. The version ends all the same, and the audit
+    /// log says what is left.
+    async fn destroy(&self, means: &Means, source: &dyn Source, revision: u64) -> Result<(), Trouble> {
+        if let Destroyed::Left(words) = source.destroy(revision).await? {
+            let words = format!("{words} and stays: it is its owner's to replace or delete");
+            let row = entry(ENGINE, "left", &format!("credential/{}", self.name), &words);
+            means.store.audit(row).await.map_err(ContentError::from)?;
         }
         Ok(())
     }

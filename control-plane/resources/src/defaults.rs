@@ -1,6 +1,7 @@
 //! Every default of a resource in one table.
 
-use crate::credential::policy_defaults;
+use crate::credential::{EVERY_MIN, policy_defaults};
+use crate::duration::show;
 use crate::load::{FILE_BYTES_MAX, FILES_MAX};
 use crate::template::{SUBSTITUTIONS_MAX, TEMPLATE_BYTES_MAX};
 
@@ -35,6 +36,11 @@ pub fn defaults() -> Vec<Default> {
     for (key, _, value, meaning) in policy_defaults() {
         rows.push(row(&format!("spec.policy.{}", camel(key)), &value, &meaning));
     }
+    rows.push(row(
+        "limit.schedule_every",
+        &show(EVERY_MIN),
+        "The shortest span between two scheduled rotations.",
+    ));
     rows.push(row("limit.resource_file_bytes", &FILE_BYTES_MAX.to_string(), "Bytes of one resource file."));
     rows.push(row("limit.resource_files", &FILES_MAX.to_string(), "Resource files in the directory."));
     rows.push(row("limit.template_bytes", &TEMPLATE_BYTES_MAX.to_string(), "Bytes of one template."));

@@ -22,6 +22,60 @@ fn documented(source: &str, begin: &str, before: &str, end: &str) -> BTreeMap<St
     found
 }
 
+/// Private constants as they stand in a source file: each that is named, with its documentation and its value.
+fn constants(source: &str, names: &[&str]) -> Vec<(String, String, String)> {
+    let lines: Vec<&str> = source.lines().map(str::trim).collect();
+    let one = |name: &&str| {
+        let head = format!("const {name}: ");
+        let at = lines.iter().position(|line| line.contains(&head) && line.ends_with(';'));
+        let at = at.unwrap_or_else(|| panic!("{name} is no constant of one line"));
+        let docs = lines[..at].iter().rev().map_while(|line| line.strip_prefix("/// ")).collect::<Vec<_>>();
+        let words = docs.into_iter().rev().collect::<Vec<_>>().join(" ");
+        let (_, expression) = lines[at].split_once(" = ").unwrap();
+        ((*name).to_owned(), shown(expression.trim_end_matches(';')), words)
+    };
+    names.iter().map(one).collect()
+}
+
+/// A constant's expression as people would write its value.
+fn shown(expression: &str) -> String {
+    if let Some(text) = expression.strip_prefix('"') {
+        return text.trim_end_matches('"').to_owned();
+    }
+    for (call, unit) in [
+        ("Duration::from_millis(", "ms"),
+        ("Duration::from_secs(", "s"),
+        ("Duration::from_mins(", "m"),
+        ("Duration::from_hours(", "h"),
+    ] {
+        if let Some(argument) = expression.strip_prefix(call) {
+            return format!("{}{unit}", evaluated(argument.trim_end_matches(')')));
+        }
+    }
+    evaluated(expression).to_string()
+}
+
+/// Sums of products of numbers; one name is known.
+fn evaluated(expression: &str) -> u64 {
+    let number = |word: &str| match word {
+        "limit::SET_BYTES_MAX" => protocol::limit::SET_BYTES_MAX as u64,
+        digits => digits.replace('_', "").parse().unwrap_or_else(|_| panic!("{digits:?} in {expression:?}")),
+    };
+    let product = |text: &str| {
+        let mut words = text.split_whitespace();
+        let mut value = number(words.next().unwrap());
+        while let (Some(sign), Some(word)) = (words.next(), words.next()) {
+            match sign {
+                "*" => value *= number(word),
+                "/" => value /= number(word),
+                _ => panic!("{sign:?} in {expression:?}"),
+            }
+        }
+        value
+    };
+    expression.split(" + ").map(product).sum()
+}
+
 struct Table {
     text: String,
     rows: usize,
@@ -40,6 +94,13 @@ impl Table {
         assert!(!meaning.is_empty(), "{key} has no meaning");
         writeln!(self.text, "| `{key}` | {value} | {} |", meaning.replace('|', "\\|")).unwrap();
         self.rows += 1;
+    }
+
+    /// Constants that are named, by how people call what has them.
+    fn constants(&mut self, whose: &str, source: &str, names: &[&str]) {
+        for (name, value, meaning) in constants(source, names) {
+            self.row(&format!("{whose}.{name}"), &value, &meaning);
+        }
     }
 
     /// Every item that the source has, each with its value.
@@ -80,6 +141,7 @@ fn table() -> Table {
     for row in resources::defaults() {
         table.row(&row.key, &row.value, &row.meaning);
     }
+    backends(&mut table);
     table.section("A host", "Keys of the policy below `/etc/eso-vm-server`.");
     for row in host_policy::defaults::table() {
         table.row(row.key, &row.value, row.why);
@@ -130,6 +192,7 @@ fn table() -> Table {
             ping_every_ms, ping_answer_ms_max,
         ),
     );
+    control_plane(&mut table);
     table.section("Identities", "How long certificates and tokens live.");
     table.rows(
         &documented(include_str!("../../identity/src/lib.rs"), "pub struct Lives", "pub ", "}"),
@@ -138,11 +201,70 @@ fn table() -> Table {
     table
 }
 
+/// Of the engine, of the API, and of who asks it.
+fn control_plane(table: &mut Table) {
+    table.section(
+        "Patience",
+        "What is tried again after which pause, and how much is done at once. It cannot be changed.",
+    );
+    let names = ["RETRY_FIRST", "RETRY_MAX", "RESEND_FIRST", "RESEND_MAX"];
+    table.constants("host", include_str!("../../engine/src/lane.rs"), &names);
+    let names = ["AGAIN_FIRST", "AGAIN_MAX", "BATCH_MAX", "SLEEP_MAX"];
+    table.constants("engine", include_str!("../../engine/src/run.rs"), &names);
+    table.constants("engine", include_str!("../../engine/src/handle.rs"), &["QUEUE_MAX"]);
+    table.constants("source", include_str!("../../engine/src/sources.rs"), &["AGAIN"]);
+    table.constants("resources", include_str!("../../engine/src/start.rs"), &["QUIET", "REREAD"]);
+    table.section("The API", "What operators' requests may have. It cannot be changed, but for `--listen`.");
+    table.constants("api", include_str!("../src/settings.rs"), &["LISTEN"]);
+    table.constants("api", include_str!("../src/route.rs"), &["BODY_BYTES_MAX"]);
+    table.constants("api", include_str!("../src/table.rs"), &["IMPORT_BYTES_MAX"]);
+    table.constants("api", include_str!("../src/operate.rs"), &["REASON_CHARS_MAX"]);
+    table.constants("api", include_str!("../src/read.rs"), &["CHANGES_WAIT", "AUDIT_ROWS_MAX"]);
+    let names = ["ANSWER_TIME_MAX", "ANSWER_BYTES_MAX"];
+    table.constants("esoctl", include_str!("../../../esoctl/src/client.rs"), &names);
+    table.constants("esoctl", include_str!("../../../esoctl/src/follow.rs"), &["AWAY_MAX", "AWAY_PAUSE"]);
+}
+
+/// Of generators, sources and store targets.
+fn backends(table: &mut Table) {
+    table.section(
+        "A backend",
+        "Generators, sources and store targets. `timeoutSeconds`, `pollSeconds` and `length` are keys of theirs; all else cannot be changed.",
+    );
+    macro_rules! of {
+        ($whose:literal, $file:literal, $($name:literal),*) => {
+            table.constants($whose, include_str!(concat!("../../backends/src/", $file)), &[$($name),*])
+        };
+    }
+    of!("backend", "spec.rs", "TIMEOUT_SECONDS", "TIMEOUT_SECONDS_MAX");
+    of!("backend", "reference.rs", "REFERENCED_BYTES_MAX");
+    of!("backend", "tls.rs", "BUNDLE_BYTES_MAX");
+    of!("value", "value.rs", "FIELDS_MAX", "FIELD_BYTES_MAX", "VALUE_BYTES_MAX", "FIELD_NAME_BYTES_MAX");
+    of!("password", "draw.rs", "LENGTH", "LENGTH_OF_LOGIN", "LENGTH_MIN", "LENGTH_MAX");
+    of!("webhook", "webhook.rs", "ANSWER_BYTES_MAX", "WORDS_CHARS_MAX");
+    of!("postgresql", "postgresql/mod.rs", "PREFLIGHT_LIMIT", "REVOKE_LIMIT", "LIMIT", "LATE_LOGIN");
+    of!("postgresql", "postgresql/preflight.rs", "SERVER_MIN", "DATABASES_MAX");
+    of!("postgresql", "postgresql/role.rs", "END_WAIT");
+    of!("vault_kv", "vault_kv.rs", "POLL_SECONDS", "POLL_SECONDS_MAX", "BACKOFF", "BACKOFF_MAX");
+    of!("directory", "directory.rs", "QUIET", "QUIET_MAX", "LOOK", "BACKOFF", "READS_MAX");
+}
+
+#[test]
+fn a_constant_is_read_as_it_stands_in_its_source() {
+    let source = "/// How long\n/// it is.\npub(crate) const A: Duration = Duration::from_millis(2 * 1_000);\n\
+                  /// Where.\nconst B: &str = \"here\";\n/// How many.\nconst C: u64 = 6 / 3 * 4 + 1;\n";
+    let found = constants(source, &["C", "A", "B"]);
+    let expected = [("C", "9", "How many."), ("A", "2000ms", "How long it is."), ("B", "here", "Where.")];
+    let expected = expected.map(|(name, value, words)| (name.to_owned(), value.to_owned(), words.to_owned()));
+    assert_eq!(found, expected);
+    assert!(std::panic::catch_unwind(|| constants(source, &["D"])).is_err(), "one that is gone is missed");
+}
+
 #[test]
 fn the_table_of_defaults_is_what_the_code_says() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/defaults.md");
     let now = table();
-    assert!(now.rows > 80, "only {} rows", now.rows);
+    assert!(now.rows > 140, "only {} rows", now.rows);
     if std::env::var_os("UPDATE_DEFAULTS").is_some() {
         std::fs::write(path, &now.text).unwrap();
     }

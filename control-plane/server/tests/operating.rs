@@ -3,17 +3,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::io::{BufRead as _, BufReader, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use esoctl::{Exit, Streams};
 use protocol::api::{
-    AuditPage, CredentialDetail, CredentialSummary, HolderView, HostDetail, HostSummary, OperatorIssued,
-    PendingVersion, RolloutView, Status, Why,
+    AuditPage, BackedUp, CredentialDetail, CredentialSummary, HolderView, HostDetail, HostSummary,
+    OperatorIssued, OperatorView, PendingVersion, RolloutPhase, RolloutView, Status, VersionPhase, Whoami,
+    Why,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
@@ -80,6 +84,47 @@ impl Drop for Running {
     }
 }
 
+/// What a command says, to be read while it runs.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A command that goes on looking until the test is over.
+struct Watching {
+    said: Said,
+    task: JoinHandle<Exit>,
+}
+
+impl Watching {
+    fn text(&self) -> String {
+        String::from_utf8(self.said.0.lock().unwrap().clone()).unwrap()
+    }
+
+    async fn says(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.text().contains(words) {
+            assert!(!self.task.is_finished(), "it ended: {}", self.text());
+            assert!(Instant::now() < deadline, "{words:?} is not said:\n{}", self.text());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// One of the programs of this build. All of them are built by `cargo xtask test`, and by `cargo build --workspace`.
 fn program(name: &str) -> Command {
     let path = Path::new(env!("CARGO_BIN_EXE_eso-control-plane")).with_file_name(name);
@@ -94,19 +139,16 @@ struct Host {
     root: PathBuf,
     daemons: Vec<Running>,
     /// It ends with the host.
-    _application: Running,
+    application: Running,
 }
 
 impl Host {
-    async fn enrol(world: &mut World, name: &str) -> Self {
+    async fn enrol(world: &mut World, name: &str, kind: &str) -> Self {
         let root = world.root.join(name);
         for folder in ["config/conf.d", "place", "logs"] {
             std::fs::create_dir_all(root.join(folder)).unwrap();
         }
-        let mut sleep = Command::new("sleep");
-        sleep.arg("3600").process_group(0);
-        let application = Running::start(sleep, &root.join("logs/application"));
-        std::fs::write(root.join("pid"), application.child.id().to_string()).unwrap();
+        let application = Self::application(&root);
         std::fs::write(root.join("place/password"), IMPORTED).unwrap();
         let here = root.display();
         let daemon = format!(
@@ -116,7 +158,7 @@ impl Host {
         std::fs::write(root.join("config/config.toml"), daemon).unwrap();
         let (sleep, user) = (program_of("sleep"), said_by("id", "-un"));
         let set = format!(
-            "[set.orders-db]\nplaces = [{{ path = \"{here}/place/password\", file = \"password\", kind = \"link\" }}]\n\
+            "[set.orders-db]\nplaces = [{{ path = \"{here}/place/password\", file = \"password\", kind = \"{kind}\" }}]\n\
              [[set.orders-db.consumers]]\nname = \"application\"\npidfile = \"{here}/pid\"\nexe = \"{sleep}\"\n\
              user = \"{user}\"\nadopt = \"reopen\"\nsettle_ms = 100\n"
         );
@@ -138,7 +180,25 @@ impl Host {
             command.arg("--config").arg(root.join("config"));
             Running::start(command, &root.join("logs").join(daemon))
         });
-        Self { root, daemons: daemons.into(), _application: application }
+        Self { root, daemons: daemons.into(), application }
+    }
+
+    fn application(root: &Path) -> Running {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("3600").process_group(0);
+        let application = Running::start(sleep, &root.join("logs/application"));
+        std::fs::write(root.join("pid"), application.child.id().to_string()).unwrap();
+        application
+    }
+
+    fn stop_application(&mut self) {
+        self.application.child.kill().unwrap();
+        self.application.child.wait().unwrap();
+    }
+
+    /// A new life of the application, which has nothing of the one before.
+    fn restart_application(&mut self) {
+        self.application = Self::application(&self.root);
     }
 
     fn signal(&self, signal: Signal) {
@@ -159,6 +219,10 @@ fn program_of(name: &str) -> String {
 fn said_by(program: &str, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn is_ended(phase: VersionPhase) -> bool {
+    matches!(phase, VersionPhase::Erased | VersionPhase::Retired)
 }
 
 struct World {
@@ -205,17 +269,36 @@ impl World {
         self.secrets.insert(name.to_owned(), value.to_owned());
     }
 
+    fn arguments(&self, config: &Path, arguments: &[&str]) -> Vec<OsString> {
+        let fixed = ["esoctl", "--config", config.to_str().unwrap(), "--server", &self.url];
+        fixed.iter().chain(arguments).map(Into::into).collect()
+    }
+
     fn calls(&self, arguments: &[&str]) -> JoinHandle<(Exit, String, String)> {
-        let config = self.root.join("data/admin/esoctl.toml").display().to_string();
-        let fixed = ["esoctl", "--config", &config, "--server", &self.url].map(str::to_owned);
-        let arguments: Vec<String> =
-            fixed.into_iter().chain(arguments.iter().map(|&word| word.to_owned())).collect();
+        self.calls_as(&self.root.join("data/admin/esoctl.toml"), arguments)
+    }
+
+    /// The same with another configuration.
+    fn calls_as(&self, config: &Path, arguments: &[&str]) -> JoinHandle<(Exit, String, String)> {
+        let arguments = self.arguments(config, arguments);
         tokio::spawn(async move {
             let (mut out, mut err) = (Vec::new(), Vec::new());
             let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
-            let exit = esoctl::run(arguments.into_iter().map(Into::into), &mut streams).await;
+            let exit = esoctl::run(arguments, &mut streams).await;
             (exit, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
         })
+    }
+
+    /// A command that ends never by itself.
+    fn watches(&self, arguments: &[&str]) -> Watching {
+        let arguments = self.arguments(&self.root.join("data/admin/esoctl.toml"), arguments);
+        let said = Said::default();
+        let (mut out, mut err) = (said.clone(), said.clone());
+        let task = tokio::spawn(async move {
+            let mut streams = Streams { out: &mut out, err: &mut err, terminal: false };
+            esoctl::run(arguments, &mut streams).await
+        });
+        Watching { said, task }
     }
 
     async fn ends(&mut self, call: JoinHandle<(Exit, String, String)>) -> (Exit, String) {
@@ -245,12 +328,12 @@ impl World {
     }
 
     /// What a listing says, by each of its formats.
-    async fn reads<T: DeserializeOwned + PartialEq>(&mut self, arguments: &[&str]) -> T {
+    async fn reads<T: DeserializeOwned>(&mut self, arguments: &[&str]) -> T {
         let json = self.does(&[arguments, &["-o", "json"]].concat()).await;
         serde_json::from_str(&json).unwrap_or_else(|error| panic!("{arguments:?}: {error} in {json}"))
     }
 
-    async fn until<T: DeserializeOwned + PartialEq>(
+    async fn until<T: DeserializeOwned>(
         &mut self,
         what: &str,
         arguments: &[&str],
@@ -283,27 +366,29 @@ impl World {
     async fn until_ended(&mut self, version: &str) {
         let what = format!("{version} has ended");
         self.until::<CredentialDetail>(&what, &["credential", "show", "orders-db"], |detail| {
-            use protocol::api::view::VersionPhase::{Erased, Retired};
             let mut versions = detail.versions.iter();
-            versions.any(|row| row.version.to_string() == version && matches!(row.phase, Erased | Retired))
+            versions.any(|row| row.version.to_string() == version && is_ended(row.phase))
         })
         .await;
     }
 
     /// All forms of one listing say the same.
     async fn agree(&mut self, arguments: &[&str]) {
-        let json: Value = self.reads(arguments).await;
-        let yaml = self.does(&[arguments, &["-o", "yaml"]].concat()).await;
         let table = self.does(arguments).await;
         assert!(!table.trim().is_empty(), "{arguments:?}");
-        // Ages move between two calls, the shape does not.
-        let keys = |value: &Value| match value {
-            Value::Object(map) => map.keys().cloned().collect::<Vec<_>>(),
-            Value::Array(list) => vec![list.len().to_string()],
-            other => vec![other.to_string()],
-        };
-        let yaml: Value = serde_yaml_ng::from_str(&yaml).unwrap();
-        assert_eq!(keys(&json), keys(&yaml), "{arguments:?}");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let before: Value = self.reads(arguments).await;
+            let yaml = self.does(&[arguments, &["-o", "yaml"]].concat()).await;
+            let after: Value = self.reads(arguments).await;
+            // Hosts report meanwhile: only what stood still can be compared.
+            if before == after {
+                let yaml: Value = serde_yaml_ng::from_str(&yaml).unwrap();
+                assert_eq!(yaml, before, "{arguments:?}");
+                return;
+            }
+            assert!(Instant::now() < deadline, "{arguments:?} never stands still");
+        }
     }
 
     fn client(&self) -> reqwest::Client {
@@ -353,8 +438,8 @@ const REASON: [&str; 2] = ["--reason", "we looked at it"];
 async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value() {
     let mut world = World::start().await;
     world.secret("the imported value", IMPORTED);
-    let one = Host::enrol(&mut world, "web-1").await;
-    let two = Host::enrol(&mut world, "web-2").await;
+    let mut one = Host::enrol(&mut world, "web-1", "link").await;
+    let two = Host::enrol(&mut world, "web-2", "link").await;
     world
         .until::<Vec<HostSummary>>("both are there", &["host", "list"], |hosts| {
             hosts.len() == 2 && hosts.iter().all(|host| host.reported_at.is_some())
@@ -364,7 +449,7 @@ async fn an_operator_does_it_all_by_the_command_line_and_nothing_shows_a_value()
     who_is_left_is_answered_for(&mut world, &two).await;
     a_version_is_held_and_then_forced(&mut world, &one).await;
     a_rollout_that_cannot_end_is_stopped(&mut world, &one, &two).await;
-    let answers = a_host_and_a_credential_end(&mut world).await;
+    let answers = a_host_and_a_credential_end(&mut world, &mut one).await;
     no_value_is_anywhere(world, &mut [one, two], &answers);
 }
 
@@ -467,12 +552,14 @@ async fn a_rollout_that_cannot_end_is_stopped(world: &mut World, one: &Host, two
     one.signal(Signal::CONT);
 }
 
-async fn a_host_and_a_credential_end(world: &mut World) -> String {
+async fn a_host_and_a_credential_end(world: &mut World, one: &mut Host) -> String {
     let [first, second] = ["web-1", "web-2"];
     // Gone for good; and a credential whose resource is gone too.
     world.does(&["host", "retire", second, REASON[0], REASON[1]]).await;
     let retired = world.reads::<HostDetail>(&["host", "show", second]).await;
     assert_eq!(retired.summary.phase, protocol::api::view::HostPhase::Retired);
+    // The wish that waited for the aborted rollout goes on without it.
+    world.until_current("4").await;
     let delete = ["credential", "delete", "orders-db", REASON[0], REASON[1]];
     world.refuses(&delete, Exit::Refused, "resource").await;
     let answers = world.answers(first).await;
@@ -495,8 +582,266 @@ async fn a_host_and_a_credential_end(world: &mut World) -> String {
         })
         .await;
     world.does(&delete).await;
-    world.until::<Status>("nothing waits", &["status"], |_| true).await;
+    world.refuses(&["credential", "rotate", "orders-db"], Exit::Refused, "deleted").await;
+    // The application lives on and has the last one, which is neither withdrawn nor forgotten before it ends.
+    world
+        .until::<Why>("only the application is in the way", &["why", "orders-db@4"], |why| {
+            use protocol::api::view::Clause::{Fresh, Grace, NoHolder};
+            let is_it = |clause| matches!(clause, Fresh | Grace | NoHolder);
+            why.blockers.iter().any(|blocker| blocker.clause == NoHolder)
+                && why.blockers.iter().all(|blocker| is_it(blocker.clause))
+        })
+        .await;
+    assert!(one.root.join("place/password").exists());
+    one.stop_application();
+    let list = ["credential", "list"];
+    world.until::<Vec<CredentialSummary>>("all of it has ended", &list, Vec::is_empty).await;
+    world.refuses(&["credential", "show", "orders-db"], Exit::Missing, "orders-db").await;
+    assert!(!one.root.join("place/password").exists(), "it is withdrawn");
+    let pending = world.reads::<Vec<PendingVersion>>(&["pending"]).await;
+    assert!(pending.is_empty(), "{pending:?}");
     answers
+}
+
+const FED: &str = "
+apiVersion: sources.external-secrets.io/v1alpha1
+kind: Directory
+metadata: { name: mail }
+spec: { path: DIRECTORY }
+---
+apiVersion: eso.external-secrets.io/v1alpha1
+kind: Credential
+metadata: { name: mail }
+spec: { source: { kind: Directory, name: mail } }
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_other_command_does_what_it_says() {
+    let mut world = World::start().await;
+    let mut host = Host::enrol(&mut world, "web-1", "copy").await;
+    somebody_is_let_in_and_out(&mut world).await;
+    a_source_is_looked_at(&mut world).await;
+    a_backup_is_a_store(&mut world).await;
+    what_is_watched_is_printed_again(&mut world, &mut host).await;
+    a_halted_rollout_goes_on(&mut world, &host).await;
+    a_lost_place_is_cleared(&mut world, &host).await;
+    a_wish_is_watched_to_its_own_version(&mut world, &host).await;
+    a_thief_has_until_the_deadline(&mut world).await;
+    let listings: [&[&str]; 12] = [
+        &["status"],
+        &["pending"],
+        &["credential", "list"],
+        &["credential", "show", "orders-db"],
+        &["rollout", "show", "orders-db"],
+        &["holders", "list"],
+        &["why", "orders-db@3"],
+        &["host", "list"],
+        &["host", "show", "web-1"],
+        &["audit", "--limit", "5"],
+        &["operator", "list"],
+        &["whoami"],
+    ];
+    for listing in listings {
+        world.agree(listing).await;
+    }
+}
+
+async fn somebody_is_let_in_and_out(world: &mut World) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let request = rcgen::CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap();
+    let (csr, config) = (world.root.join("ann.csr"), world.root.join("ann.toml"));
+    std::fs::write(&csr, request.pem().unwrap()).unwrap();
+    let csr = csr.to_str().unwrap();
+    let missing = ["operator", "add", "ann", "--role", "viewer", "--csr", "/nowhere.csr"];
+    world.refuses(&missing, Exit::Failed, "/nowhere.csr").await;
+    let add = ["operator", "add", "ann", "--role", "viewer", "--csr", csr];
+    let issued = world.reads::<OperatorIssued>(&add).await;
+    assert!(issued.token.is_none(), "a certificate is all that they get");
+    std::fs::write(world.root.join("ann.pem"), issued.certificate.unwrap()).unwrap();
+    std::fs::write(world.root.join("ann.key"), key.serialize_pem()).unwrap();
+    let ca = world.root.join("data/admin/ca.pem");
+    let ann = format!("ca = \"{}\"\ncertificate = \"ann.pem\"\nkey = \"ann.key\"\n", ca.display());
+    std::fs::write(&config, ann).unwrap();
+
+    let as_ann = world.calls_as(&config, &["whoami", "-o", "json"]);
+    let (exit, said) = world.ends(as_ann).await;
+    assert_eq!(exit, Exit::Done, "{said}");
+    let whoami: Whoami = serde_json::from_str(&said).unwrap();
+    assert_eq!((whoami.name.as_str(), whoami.role), ("ann", protocol::api::Role::Viewer));
+    let may_not = world.calls_as(&config, &["credential", "rotate", "orders-db"]);
+    assert_eq!(world.ends(may_not).await.0, Exit::Forbidden);
+
+    let id = issued.operator.id;
+    let row = |all: Vec<OperatorView>| all.into_iter().find(|row| row.id == id).unwrap();
+    let listed = row(world.reads(&["operator", "list"]).await);
+    assert_eq!(
+        (listed.name.as_str(), listed.proof.as_str(), listed.revoked_at),
+        ("ann", "certificate", None)
+    );
+    world.refuses(&["operator", "revoke", "nobody"], Exit::Missing, "no such operator").await;
+    world.does(&["operator", "revoke", &id]).await;
+    let no_more = world.calls_as(&config, &["whoami"]);
+    assert_eq!(world.ends(no_more).await.0, Exit::Forbidden);
+    assert!(row(world.reads(&["operator", "list"]).await).revoked_at.is_some());
+}
+
+async fn a_source_is_looked_at(world: &mut World) {
+    let directory = world.root.join("mail");
+    std::fs::create_dir(&directory).unwrap();
+    let resource = FED.replace("DIRECTORY", directory.to_str().unwrap());
+    std::fs::write(world.root.join("resources/mail.yaml"), resource).unwrap();
+    let is_there = |all: &Vec<CredentialSummary>| all.iter().any(|row| row.name.to_string() == "mail");
+    world.until("the credential is there", &["credential", "list"], is_there).await;
+    world
+        .until::<Status>("it is said that nothing stands there", &["status"], |status| {
+            status.resource_faults.iter().any(|fault| fault.message.contains("mail"))
+        })
+        .await;
+    std::fs::write(directory.join("password"), "of-the-mail").unwrap();
+    world.refuses(&["source", "refresh", "orders"], Exit::Missing, "orders").await;
+    world.refuses(&["source", "refresh"], Exit::Usage, "<NAME>").await;
+    world.does(&["source", "refresh", "mail"]).await;
+    world
+        .until::<CredentialDetail>("the value is taken", &["credential", "show", "mail"], |detail| {
+            detail.summary.current.is_some()
+        })
+        .await;
+    world.does(&["source", "refresh", "--all"]).await;
+    let audit = ["audit", "--subject", "credential/mail"];
+    let refreshed = world.reads::<AuditPage>(&audit).await;
+    assert_eq!(refreshed.entries.iter().filter(|row| row.action == "refresh").count(), 2);
+}
+
+async fn a_backup_is_a_store(world: &mut World) {
+    let file = world.reads::<BackedUp>(&["backup"]).await.file;
+    let content = std::fs::read(&file).unwrap();
+    assert!(content.starts_with(b"SQLite format 3\0"), "{file}");
+    let other = world.reads::<BackedUp>(&["backup"]).await.file;
+    assert_ne!(file, other, "no backup replaces another");
+}
+
+async fn what_is_watched_is_printed_again(world: &mut World, host: &mut Host) {
+    let status = world.watches(&["status", "--watch", "-o", "json"]);
+    let pending = world.watches(&["pending", "--watch", "-o", "json"]);
+    let rollout = world.watches(&["rollout", "show", "orders-db", "--watch", "-o", "json"]);
+    let whole = world.watches(&["pending", "--watch"]);
+    status.says("\"credentials\"").await;
+    pending.says("[]").await;
+    rollout.says("null").await;
+    let file = world.root.join("old-password");
+    std::fs::write(&file, IMPORTED).unwrap();
+    let field = format!("password={}", file.display());
+    world.does(&["credential", "import", "orders-db", "--field", &field]).await;
+    world.until_current("0").await;
+    let begin = ["credential", "rotate", "orders-db", "--watch", "--until", "retired"];
+    let rotation = world.watches(&begin);
+    rotation.says("orders-db@1: active; orders-db@0 is superseded").await;
+    rollout.says("\"adopting\"").await;
+    pending.says("\"no_hold\"").await;
+    whole.says("orders-db@0").await;
+    assert!(!rotation.task.is_finished(), "{}", rotation.text());
+    world.does(&["credential", "unhold", "orders-db@0"]).await;
+    host.restart_application();
+    world.until_ended("0").await;
+    rotation.says("orders-db@1: active\n").await;
+    assert!(rollout.text().trim_end().ends_with("null"), "{}", rollout.text());
+    assert_ne!(host.password(), IMPORTED);
+    for watching in [status, pending, rollout, whole] {
+        assert!(!watching.task.is_finished(), "it ended: {}", watching.text());
+    }
+}
+
+async fn a_halted_rollout_goes_on(world: &mut World, host: &Host) {
+    world.refuses(&["rollout", "resume", "orders-db"], Exit::Refused, "rollout").await;
+    host.signal(Signal::STOP);
+    world.does(&["credential", "rotate", "orders-db"]).await;
+    let show = ["rollout", "show", "orders-db"];
+    let is_staging = |rollout: &Option<RolloutView>| {
+        rollout.as_ref().is_some_and(|rollout| rollout.phase == RolloutPhase::Staging)
+    };
+    world.until("it is staging", &show, is_staging).await;
+    world.does(&["rollout", "halt", "orders-db", REASON[0], REASON[1]]).await;
+    let rollout = world.reads::<Option<RolloutView>>(&show).await.unwrap();
+    assert_eq!(rollout.phase, RolloutPhase::Halted);
+    assert!(rollout.reason.is_some_and(|why| why.contains(REASON[1])));
+    host.signal(Signal::CONT);
+    // Nothing goes on by itself.
+    let is_there = |host: &HostDetail| host.summary.phase == protocol::api::view::HostPhase::Connected;
+    world.until("the host is there", &["host", "show", "web-1"], is_there).await;
+    assert_eq!(world.reads::<Option<RolloutView>>(&show).await.unwrap().phase, RolloutPhase::Halted);
+    world.does(&["rollout", "resume", "orders-db"]).await;
+    world.until_current("2").await;
+}
+
+/// Anybody may write where the copy belongs: whether the old value lies there is not known any more.
+async fn a_lost_place_is_cleared(world: &mut World, host: &Host) {
+    let folder = host.root.join("place");
+    let allow = |mode| std::fs::set_permissions(&folder, Permissions::from_mode(mode)).unwrap();
+    allow(0o777);
+    std::fs::remove_file(folder.join("password")).unwrap();
+    let list = ["holders", "list", "--credential", "orders-db"];
+    let lost_place = |all: &Vec<HolderView>| {
+        let mut places = all.iter().filter(|row| row.kind == "place" && row.version.to_string() == "1");
+        places.next().cloned()
+    };
+    let all = world.until("the place is named", &list, |all| lost_place(all).is_some()).await;
+    let holders = all.iter().filter(|row| row.kind == "holder" && row.version.to_string() == "1");
+    for row in holders {
+        world.does(&["holders", "clear", "orders-db", "web-1", &row.id, REASON[0], REASON[1]]).await;
+    }
+    // The holder is cleared; the place alone keeps it alive.
+    world
+        .until::<Why>("the place is in the way", &["why", "orders-db@1"], |why| {
+            why.blockers.iter().any(|blocker| {
+                blocker.detail.as_deref().is_some_and(|detail| detail.contains("place/password"))
+            })
+        })
+        .await;
+    let id = lost_place(&all).unwrap().id;
+    world.does(&["holders", "clear", "orders-db", "web-1", &id, REASON[0], REASON[1]]).await;
+    world.until_ended("1").await;
+    allow(0o755);
+    std::fs::write(folder.join("poked"), "").unwrap();
+    world
+        .until::<Vec<HolderView>>("the place is put right", &list, |all| {
+            all.iter().all(|row| row.kind != "place")
+        })
+        .await;
+    assert!(folder.join("password").exists());
+}
+
+/// Another rollout is under way when we wish for a version: not that one is watched.
+async fn a_wish_is_watched_to_its_own_version(world: &mut World, host: &Host) {
+    host.signal(Signal::STOP);
+    world.does(&["credential", "rotate", "orders-db"]).await;
+    let is_there = |rollout: &Option<RolloutView>| rollout.is_some();
+    world.until("it rolls", &["rollout", "show", "orders-db"], is_there).await;
+    let watching = world.calls(&["credential", "rotate", "orders-db", "--watch", "--timeout", "80s"]);
+    world
+        .until::<CredentialDetail>("the wish is taken", &["credential", "show", "orders-db"], |detail| {
+            detail.pending_wish.is_some()
+        })
+        .await;
+    host.signal(Signal::CONT);
+    let (exit, said) = world.ends(watching).await;
+    assert_eq!(exit, Exit::Done, "{said}");
+    assert!(said.contains("waits for the end of the rollout of version 3"), "{said}");
+    assert!(said.trim_end().ends_with("orders-db@4: active"), "{said}");
+    world.until_current("4").await;
+}
+
+async fn a_thief_has_until_the_deadline(world: &mut World) {
+    let late = ["credential", "rotate", "orders-db", "--deadline", "1s"];
+    world.refuses(&late, Exit::Usage, "--compromised").await;
+    let rotate = ["credential", "rotate", "orders-db", "--compromised", "--deadline", "1s"];
+    world.does(&[&rotate[..], &["--watch", "--until", "retired", "--timeout", "80s"]].concat()).await;
+    let detail = world.reads::<CredentialDetail>(&["credential", "show", "orders-db"]).await;
+    assert_eq!(detail.summary.current.unwrap().to_string(), "5");
+    // Its application never let go of it, and nobody cleared it by hand.
+    let stolen = detail.versions.iter().find(|row| row.version.to_string() == "4").unwrap();
+    assert!(stolen.compromised && is_ended(stolen.phase), "{stolen:?}");
+    let audit = world.reads::<AuditPage>(&["audit", "--subject", "credential/orders-db"]).await;
+    assert!(audit.entries.iter().any(|row| row.detail.contains("compromised")), "{:?}", audit.entries);
 }
 
 /// What a panic says of a value that it has in hand: formatted, or as the error of an `unwrap`.

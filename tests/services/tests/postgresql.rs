@@ -53,6 +53,8 @@ on_both! {
     every_step_may_be_broken_off_and_done_again
     a_lock_of_an_application_delays_us_and_not_the_application
     a_bad_server_is_no_bad_credential
+    a_role_that_was_there_before_is_tried_and_left_as_it_is
+    a_version_that_would_not_act_as_the_owner_is_refused
 }
 
 struct Scene {
@@ -177,6 +179,77 @@ mod scenario {
         assert_eq!(generator.sessions(EffectId(2), Some(&value)).await.unwrap(), Some(0));
         assert!(refused(generator.verify(EffectId(2), &value).await).contains("refuses a login"));
         assert!(generator.orphans("test").await.unwrap().is_empty());
+    }
+
+    /// What an administrator has to run, as a refusal says it.
+    fn advised(words: &str) -> &str {
+        words.split("run as an administrator: ").nth(1).unwrap()
+    }
+
+    pub(super) async fn a_role_that_was_there_before_is_tried_and_left_as_it_is(kind: PostgresKind) {
+        let scene = Scene::new(kind).await;
+        let generator = scene.generator();
+        scene.run("CREATE ROLE legacy LOGIN PASSWORD 'of-old'; GRANT orders_owner TO legacy").await;
+        let legacy = SecretValue::new().with("username", b"legacy").with("password", b"of-old");
+        let session = scene.login(&legacy).await.unwrap();
+        session
+            .batch_execute("CREATE TABLE old_orders (id int); INSERT INTO old_orders VALUES (1)")
+            .await
+            .unwrap();
+        scene.run("ALTER ROLE minter NOCREATEROLE").await;
+        let words = refused(generator.try_revoking(EffectId(1), &legacy).await);
+        assert!(words.contains("legacy"), "{words}");
+        if scene.server.version() >= 16 {
+            // May create roles, but not touch those that others made.
+            scene.run("ALTER ROLE minter CREATEROLE").await;
+            let still = refused(generator.try_revoking(EffectId(1), &legacy).await);
+            assert!(still.contains("ADMIN OPTION"), "{still}");
+        }
+        scene.run(advised(&words)).await;
+        for _ in 0..2 {
+            generator.try_revoking(EffectId(1), &legacy).await.unwrap();
+        }
+        // Nothing was changed by it, and the preflight that follows leaves it alone too.
+        generator.preflight(&mark(2)).await.unwrap();
+        session.batch_execute("INSERT INTO old_orders VALUES (2)").await.unwrap();
+        scene.login(&legacy).await.unwrap();
+        let granted = scene
+            .admin()
+            .await
+            .query_one(
+                "SELECT count(*) FROM pg_auth_members m WHERE roleid = 'legacy'::regrole \
+                 AND grantor = 'minter'::regrole",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(granted.get::<_, i64>(0), 0);
+        // What was promised holds.
+        generator.revoke(EffectId(1), Some(&legacy)).await.unwrap();
+        assert!(scene.login(&legacy).await.is_err());
+        let next = minted(&*generator, 3).await;
+        scene.login(&next).await.unwrap().batch_execute("ALTER TABLE old_orders ADD n int").await.unwrap();
+        // What is not there, is ours, or lasts, is nothing to try.
+        generator.try_revoking(EffectId(1), &legacy).await.unwrap();
+        generator.try_revoking(EffectId(3), &next).await.unwrap();
+        let lasting = SecretValue::new().with("username", b"orders_owner").with("password", b"x");
+        generator.try_revoking(EffectId(4), &lasting).await.unwrap();
+        let elsewhere = refused(generator.try_revoking(EffectId(4), &next).await);
+        assert!(elsewhere.contains("another effect"), "{elsewhere}");
+    }
+
+    /// What it creates would be its own, and the next version could not alter it.
+    pub(super) async fn a_version_that_would_not_act_as_the_owner_is_refused(kind: PostgresKind) {
+        let scene = Scene::new(kind).await;
+        let generator = scene.generator();
+        let value = minted(&*generator, 1).await;
+        generator.verify(EffectId(1), &value).await.unwrap();
+        let name = value.expose_text("username").unwrap();
+        scene.run(&format!("ALTER ROLE \"{name}\" RESET role")).await;
+        let words = refused(generator.verify(EffectId(1), &value).await);
+        assert!(words.contains("acts as") && words.contains("orders_owner"), "{words}");
+        // An imported one was never told to: it is taken as it is.
+        generator.verify(EffectId(2), &value).await.unwrap();
     }
 
     pub(super) async fn what_one_version_creates_the_next_one_alters(kind: PostgresKind) {

@@ -45,6 +45,10 @@ struct Inner {
     /// For a pair: which effects hold its two users, the older one first.
     pair: Option<Vec<String>>,
     mints: u32,
+    /// It lists nothing.
+    forgetful: bool,
+    /// It takes a revocation and does nothing.
+    lazy: bool,
     broken: Option<(u16, String)>,
 }
 
@@ -123,7 +127,7 @@ async fn sessions(
     allowed(&service, &headers)?;
     match service.lock().unwrap().known.get(&effect) {
         Some(known) => Ok(Json(json!({"sessions": known.sessions}))),
-        None => Err((StatusCode::NOT_FOUND, Json(json!({})))),
+        None => Ok(Json(json!({"sessions": 0}))),
     }
 }
 
@@ -145,7 +149,11 @@ async fn revoke(
     headers: HeaderMap,
 ) -> Result<(), Refusal> {
     allowed(&service, &headers)?;
-    match service.lock().unwrap().known.remove(&effect) {
+    let mut inner = service.lock().unwrap();
+    if inner.lazy {
+        return Ok(());
+    }
+    match inner.known.remove(&effect) {
         Some(_) => Ok(()),
         None => Err((StatusCode::NOT_FOUND, Json(json!({})))),
     }
@@ -157,9 +165,13 @@ async fn list(
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
     allowed(&service, &headers)?;
-    assert_eq!(query["installation"], "test");
+    let wanted = |effect: &str| match query.get("effect") {
+        Some(wanted) => wanted == effect,
+        None => query["installation"] == "test",
+    };
     let inner = service.lock().unwrap();
-    let known = inner.known.values().map(|known| json!({"mark": known.mark, "name": known.username}));
+    let known = inner.known.iter().filter(|(effect, _)| wanted(effect) && !inner.forgetful);
+    let known = known.map(|(_, known)| json!({"mark": known.mark, "name": known.username}));
     Ok(Json(json!({"credentials": known.collect::<Vec<_>>()})))
 }
 
@@ -265,6 +277,57 @@ async fn a_version_lives_and_dies() {
     assert_eq!(generator.sessions(EffectId(1), None).await.unwrap(), Some(0));
 }
 
+/// Whatever the service says of what it does not have: it moved, and somebody else answers there now.
+#[tokio::test]
+async fn a_404_proves_nothing() {
+    let scene = Scene::serving(Service::default(), Router::new()).await;
+    let generator = scene.generator(|_| {});
+    let value = generator.new_value(EffectId(1)).unwrap();
+    let refused = |failure: Failure| {
+        assert!(
+            matches!(&failure, Failure::Refused(words) if words.contains("404") && words.contains("`url`"))
+        );
+    };
+    refused(generator.preflight(&mark(1)).await.unwrap_err());
+    refused(generator.mint(&mark(1), &value).await.err().unwrap());
+    refused(generator.verify(EffectId(1), &value).await.unwrap_err());
+    refused(generator.sessions(EffectId(1), Some(&value)).await.unwrap_err());
+    refused(generator.sessions(EffectId(1), None).await.unwrap_err());
+    refused(generator.end_sessions(EffectId(1), Some(&value)).await.unwrap_err());
+    refused(generator.revoke(EffectId(1), Some(&value)).await.unwrap_err());
+    refused(generator.revoke(EffectId(1), None).await.unwrap_err());
+    refused(generator.orphans("test").await.unwrap_err());
+}
+
+/// Each half of the proof alone is not enough.
+#[tokio::test]
+async fn a_revocation_is_proved_by_a_listing_and_by_a_login() {
+    // It lists nothing, and answers 404 to a verification: the login is not known to be refused.
+    let lists = get(|| async { Json(json!({"credentials": []})) });
+    let scene = Scene::serving(Service::default(), Router::new().route("/eso/credentials", lists)).await;
+    let generator = scene.generator(|_| {});
+    let value = generator.new_value(EffectId(1)).unwrap();
+    assert!(matches!(generator.revoke(EffectId(1), Some(&value)).await, Err(Failure::Refused(_))));
+
+    // It says that it revoked, and did not.
+    let scene = Scene::new().await;
+    let generator = scene.generator(|_| {});
+    let value = generator.new_value(EffectId(1)).unwrap();
+    generator.mint(&mark(1), &value).await.unwrap();
+    scene.service.lock().unwrap().lazy = true;
+    for value in [Some(&value), None] {
+        let failure = generator.revoke(EffectId(1), value).await.unwrap_err();
+        assert!(matches!(&failure, Failure::Retry(words) if words.contains("still lists")), "{failure}");
+    }
+    scene.service.lock().unwrap().forgetful = true;
+    let failure = generator.revoke(EffectId(1), Some(&value)).await.unwrap_err();
+    assert!(matches!(&failure, Failure::Retry(words) if words.contains("still accepts")), "{failure}");
+
+    // It could never prove it: that is said while nobody uses the version yet.
+    let failure = generator.mint(&mark(2), &value).await.err().unwrap();
+    assert!(matches!(&failure, Failure::Retry(words) if words.contains("does not list")), "{failure}");
+}
+
 #[tokio::test]
 async fn a_pair_holds_two_and_says_so() {
     let scene = Scene::new().await;
@@ -322,7 +385,17 @@ async fn what_needs_an_operator_is_told_apart_from_what_passes() {
 #[tokio::test]
 async fn answers_are_bounded_in_size_and_time_and_redirects_are_not_followed() {
     let endless = Router::new()
-        .route("/eso/credentials", get(|| async { vec![b' '; 3 * 1024 * 1024] }))
+        .route(
+            "/eso/credentials",
+            get(|Query(query): Query<BTreeMap<String, String>>| async move {
+                match query.get("effect") {
+                    Some(_) => json!({"credentials": [{"mark": mark(1).to_string(), "name": "a"}]})
+                        .to_string()
+                        .into_bytes(),
+                    None => vec![b' '; 3 * 1024 * 1024],
+                }
+            }),
+        )
         .route("/eso/credentials/{effect}", put(|| async { "{\"value\": \"not fields\"}" }))
         .route(
             "/eso/credentials/{effect}/verify",

@@ -233,6 +233,10 @@ impl Generator for PostgreSql {
         within(PREFLIGHT_LIMIT, "try minting and revoking", self.try_everything(mark)).boxed()
     }
 
+    fn try_revoking<'a>(&'a self, effect: EffectId, value: &'a SecretValue) -> Answer<'a, ()> {
+        within(LIMIT, "try revoking", self.try_existing(effect, value)).boxed()
+    }
+
     fn new_value(&self, effect: EffectId) -> Result<SecretValue, Failure> {
         let name = self.plan.role_name(effect);
         Ok(SecretValue::new()

@@ -30,6 +30,28 @@ impl PostgreSql {
         tried.and(thrown_away)
     }
 
+    /// Whether a role that we did not make could be revoked. Before PostgreSQL 16 whoever may create roles may; since
+    /// then an administrator has to say so for each role that somebody else made.
+    pub(super) async fn try_existing(&self, effect: EffectId, value: &SecretValue) -> Result<(), Failure> {
+        let (name, _) = super::login_fields(value)?;
+        if name.raw() == self.plan.role_name(effect) {
+            return Ok(());
+        }
+        let minter = self.minter().await?;
+        let Some(role) = minter.role(&name).await? else { return Ok(()) };
+        // A lasting role is replaced all the same: what is left of it is done by hand, whenever it is retired.
+        if Minter::is_lasting(&self.plan, &role) {
+            return Ok(());
+        }
+        Minter::may_revoke(&self.plan, &role, effect)?;
+        minter.try_closing(&self.plan, &role).await?;
+        for database in minter.databases_with(&self.plan, &role).await? {
+            let during = format!("take from {name} what it has in the database {database:?}");
+            self.administer(&database).await.map_err(|failure| failure.during(&during))?;
+        }
+        Ok(())
+    }
+
     async fn throw_away(&self, effect: EffectId, value: Option<&SecretValue>) -> Result<(), Failure> {
         self.revoke(effect, value).await.map_err(|failure| failure.during("revoke a throwaway role"))
     }

@@ -147,7 +147,7 @@ impl Minter {
     /// What an administrator runs so that we may mint and revoke.
     pub(super) fn what_is_missing(&self, plan: &Plan) -> String {
         let owner = &plan.owner;
-        let minter = format!("\"{}\"", plan.minter.replace('"', "\"\""));
+        let minter = quoted_minter(plan);
         let membership =
             if self.server < 160_000 { "" } else { " WITH ADMIN OPTION, INHERIT TRUE, SET TRUE" };
         format!(
@@ -210,6 +210,38 @@ impl Minter {
         Ok(())
     }
 
+    /// Whether the role could be closed and taken from, by doing the beginning of it and taking that back. It locks the
+    /// rows of the role, and nothing that an application works with.
+    pub(super) async fn try_closing(&self, plan: &Plan, role: &Role) -> Result<(), Failure> {
+        let name = &role.name;
+        let grant = self.grant_to_us(name).unwrap_or_default();
+        let tried =
+            self.link.client.batch_execute(&format!("BEGIN; ALTER ROLE {name} NOLOGIN; {grant}")).await;
+        let taken_back = self.link.client.batch_execute("ROLLBACK").await;
+        match tried {
+            Ok(()) => taken_back.map_err(|error| failure(&error)),
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                Err(Failure::refused(format!(
+                    "{name} could not be revoked once it is replaced: {}; {}",
+                    server_words(&error),
+                    self.what_is_missing_for(plan, name)
+                )))
+            }
+            Err(error) => Err(failure(&error).during(&format!("try whether {name} can be revoked"))),
+        }
+    }
+
+    /// What an administrator runs so that we may revoke a role that we did not make.
+    fn what_is_missing_for(&self, plan: &Plan, name: &Ident) -> String {
+        let minter = quoted_minter(plan);
+        let grant = if self.server < 160_000 {
+            String::new()
+        } else {
+            format!(" GRANT {name} TO {minter} WITH ADMIN OPTION;")
+        };
+        format!("run as an administrator: ALTER ROLE {minter} CREATEROLE;{grant}")
+    }
+
     /// The databases that have something of the role; the plan's own one too where something is shared by all.
     pub(super) async fn databases_with(&self, plan: &Plan, role: &Role) -> Result<Vec<String>, Failure> {
         let rows = self
@@ -250,6 +282,12 @@ impl Minter {
         }
     }
 
+    /// Whether it is an administrator's, the owner's or our own.
+    pub(super) fn is_lasting(plan: &Plan, role: &Role) -> bool {
+        let lasting = [plan.owner.raw(), plan.heir.raw(), plan.minter.as_str()];
+        role.superuser || lasting.contains(&role.name.raw())
+    }
+
     /// What may not be revoked, whoever asks.
     pub(super) fn may_revoke(plan: &Plan, role: &Role, effect: EffectId) -> Result<(), Failure> {
         let name = &role.name;
@@ -261,14 +299,17 @@ impl Minter {
                 mark.effect
             )));
         }
-        let lasting = [plan.owner.raw(), plan.heir.raw(), plan.minter.as_str()];
-        if role.superuser || lasting.contains(&name.raw()) {
+        if Self::is_lasting(plan, role) {
             return Err(Failure::refused(format!(
                 "the role {name} is an administrator's, the owner's or our own, and is not dropped by us: take its password away by hand (ALTER ROLE {name} PASSWORD NULL)"
             )));
         }
         Ok(())
     }
+}
+
+fn quoted_minter(plan: &Plan) -> String {
+    format!("\"{}\"", plan.minter.replace('"', "\"\""))
 }
 
 /// Takes from the role whatever it has in this database.

@@ -179,10 +179,7 @@ impl Plan {
         if !password.secret_keys.is_empty() {
             return Err(wrong("`user.password.secretKeys` has no meaning here: remove it".to_owned()));
         }
-        let timeout_seconds = spec.timeout_seconds.unwrap_or(10);
-        if !(1..=120).contains(&timeout_seconds) {
-            return Err(wrong(format!("`timeoutSeconds` is {timeout_seconds}: use 1 to 120")));
-        }
+        let timeout = crate::spec::timeout(KIND, spec.timeout_seconds)?;
         Ok(Self {
             host: spec.host,
             port,
@@ -200,7 +197,7 @@ impl Plan {
             destructive: user.destructive_cleanup,
             sessions_at_revoke: user.sessions_at_revoke,
             draws: password.draws(KIND)?,
-            timeout: Duration::from_secs(timeout_seconds),
+            timeout,
         })
     }
 
