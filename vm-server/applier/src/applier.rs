@@ -197,6 +197,10 @@ impl Applier {
                 self.connected(reports, means);
             }
             Input::Outcome { set, event } => {
+                let of = self.sets.get(&set);
+                if of.is_some_and(|set| set.is_too_early(&mut self.tools, &event)) {
+                    return;
+                }
                 if let Err(error) = self.give(&set, event) {
                     tracing::error!(%set, %error, "an outcome is not in the journal yet");
                 }
@@ -206,19 +210,23 @@ impl Applier {
                 // Whoever spoke may be gone.
                 let _ = reply.send(self.said(pid, &statement));
             }
-            Input::Trouble { set, consumer, message } => {
-                let about = format!("{set}/{consumer}");
-                match message {
-                    Some(message) => self.tools.notice("consumer", about, message),
-                    None => self.tools.unnotice("consumer", &about),
-                }
-            }
+            Input::Trouble { set, consumer, trouble } => self.trouble(&set, &consumer, trouble),
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
             Input::PlacesTouched => {
                 self.places_due.get_or_insert(Instant::now() + QUIET);
             }
             Input::Stirred => self.observe_and_recheck(),
             Input::Stop => {}
+        }
+    }
+
+    /// One trouble a consumer: another takes its place.
+    fn trouble(&mut self, set: &SetName, consumer: &ConsumerName, trouble: Option<(&'static str, String)>) {
+        let about = format!("consumer {set}/{consumer}");
+        let code = trouble.as_ref().map(|(code, _)| *code);
+        self.tools.unnotice_but(code, &about);
+        if let Some((code, message)) = trouble {
+            self.tools.notice(code, about, format!("{set}: {message}"));
         }
     }
 

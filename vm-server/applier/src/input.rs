@@ -18,7 +18,7 @@ pub(crate) enum Input {
     /// What came of an effect that took its time.
     Outcome { set: SetName, event: HostEvent },
     /// A consumer cannot be asked for now, or can again.
-    Trouble { set: SetName, consumer: ConsumerName, message: Option<String> },
+    Trouble { set: SetName, consumer: ConsumerName, trouble: Option<(&'static str, String)> },
     /// An application spoke on its socket.
     Said { pid: i32, statement: Statement, reply: oneshot::Sender<Reply> },
     /// The policy's directory changed.

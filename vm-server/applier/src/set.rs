@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{Evidence, Flipped, Millis, SetName, Version};
+use lifecycle::{ConsumerName, Evidence, Flipped, Millis, SetName, Version};
 use protocol::UnixMillis;
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
 use zeroize::Zeroizing;
 
+use crate::consumers::Wanted;
 use crate::copies::CopyError;
 use crate::journal::JournalError;
 use crate::record::{KeptAccess, SetRecord};
@@ -229,16 +230,34 @@ impl Set {
             HostEffect::Look { ref consumer, .. }
             | HostEffect::Adopt { ref consumer, .. }
             | HostEffect::Settle { ref consumer, .. } => {
-                let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer)).cloned();
-                if let Some(policy) = policy {
-                    let shows_itself =
-                        policy.trust_reported || self.record.evidence.kind() == Evidence::Kernel;
-                    tools.tasks.begin(&self.name, policy, shows_itself, effect);
-                }
+                self.ask_consumer(tools, &consumer.clone(), effect);
                 vec![]
             }
             HostEffect::Answer(_) => vec![],
         }
+    }
+
+    fn ask_consumer(&self, tools: &mut Tools, consumer: &ConsumerName, effect: HostEffect) {
+        let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer));
+        let Some(consumer) = policy.cloned() else { return };
+        let shows_itself = consumer.trust_reported || self.record.evidence.kind() == Evidence::Kernel;
+        let in_its_window = self.machine().awaits_window(&consumer.name);
+        tools.tasks.begin(&self.name, Wanted { consumer, shows_itself, in_its_window, effect });
+    }
+
+    /// What came of looking at a consumer, too early: the permit came while it was looked at, and its window is closed.
+    /// It is looked at again once that is open.
+    pub(crate) fn is_too_early(&self, tools: &mut Tools, outcome: &HostEvent) -> bool {
+        let HostEvent::Looked { turn, consumer, life: Some(_), .. } = outcome else { return false };
+        let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer));
+        let window = policy.and_then(|consumer| consumer.window);
+        let closed = window.is_some_and(|window| !window.is_open(UnixMillis::now().0 / 1000));
+        let early = closed && self.machine().turn() == Some(*turn) && self.machine().awaits_window(consumer);
+        if early {
+            let look = HostEffect::Look { turn: *turn, consumer: consumer.clone() };
+            self.ask_consumer(tools, consumer, look);
+        }
+        early
     }
 
     fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
@@ -487,6 +506,7 @@ impl Set {
     ) -> Result<(), JournalError> {
         if self.policy != policy {
             self.policy = policy;
+            tools.tasks.follow(&self.name, self.policy.as_ref());
             self.places_due = true;
             tools.changed = true;
         }

@@ -89,6 +89,13 @@ impl Tools {
         self.changed |= self.notices.remove(&(code, about.to_owned())).is_some();
     }
 
+    /// Everything about this subject is over, but for this.
+    pub(crate) fn unnotice_but(&mut self, code: Option<&'static str>, about: &str) {
+        let before = self.notices.len();
+        self.notices.retain(|(of, subject), _| subject != about || Some(*of) == code);
+        self.changed |= self.notices.len() != before;
+    }
+
     pub(crate) fn notices(&self) -> Vec<Notice> {
         let all = self.notices.iter().take(protocol::limit::NOTICES_MAX);
         all.map(|((code, _), message)| Notice {

@@ -107,7 +107,7 @@ places = [{ path = "{app}/password", file = "password", kind = "copy" }]
 }
 
 /// Speaks from this very process, which the policy names as the application.
-fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
+pub(crate) fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
     let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
     let statement =
         Statement { set: host.set(), on: v(on), dropped: dropped.iter().map(|number| v(*number)).collect() };
@@ -117,7 +117,7 @@ fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
     Reply::from_line(&line).unwrap()
 }
 
-fn itself(adopt: &str, evidence: &str) -> (String, String) {
+pub(crate) fn itself(adopt: &str, evidence: &str) -> (String, String) {
     let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
     let text = format!(
         r#"

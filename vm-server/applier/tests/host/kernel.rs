@@ -11,7 +11,7 @@ use crate::application::Application;
 use crate::control::{Host, activate, seal, secret, stage, v};
 
 /// Whether the tests of this file can run. Left out loudly, and never in CI.
-fn is_able() -> bool {
+pub(crate) fn is_able() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
@@ -22,7 +22,7 @@ fn is_able() -> bool {
 
 /// This very process starts all applications and reads nothing: without cgroups it would count as one that may have
 /// got the value from its children.
-fn policy(adopt: &str) -> String {
+pub(crate) fn policy(adopt: &str) -> String {
     let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
     let more = format!("not_a_consumer = [{{ exe = \"{}\", why = \"starts the others\" }}]\n", exe.display());
     crate::rotating::policy(adopt, "") + &more

@@ -10,4 +10,5 @@ mod hostile;
 mod kernel;
 mod refusing;
 mod rotating;
+mod superseded;
 mod surviving;
