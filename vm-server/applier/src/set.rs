@@ -442,7 +442,7 @@ impl Set {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
         let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
         if rebooted {
-            self.record.pinned = 0;
+            self.record.removed.clear();
         }
         self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
         if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {

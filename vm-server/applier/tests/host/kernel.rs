@@ -121,36 +121,125 @@ fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     assert_eq!(app.starts(), 1, "the same life went on");
 }
 
+/// A descriptor that is in nobody's `/proc/PID/fd`: only the kernel's count of inodes shows it. It is opened `O_PATH`,
+/// which no mark sees.
+struct InFlight {
+    _ends: (UnixDatagram, UnixDatagram),
+}
+
+impl InFlight {
+    fn of(path: &std::path::Path) -> Self {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let held = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+        let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
+        let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
+        let descriptors = [std::os::fd::AsFd::as_fd(&held)];
+        assert!(message.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+        let data = [std::io::IoSlice::new(b"x")];
+        rustix::net::sendmsg(&ours, &data, &mut message, rustix::net::SendFlags::empty()).unwrap();
+        Self { _ends: (ours, theirs) }
+    }
+}
+
+fn counted_by_the_kernel(report: &lifecycle::SetReport, number: u32) -> bool {
+    report.not_gone.get(&v(number)).is_some_and(|why| why.contains("kernel counts"))
+}
+
 #[test]
 fn a_descriptor_in_other_hands_keeps_a_version() {
     if !is_able() {
         return;
     }
     let (mut host, _app) = on_one(r#"adopt = "restart""#);
-    // In flight in a socket nobody's `/proc/PID/fd` shows it: the kernel's count of inodes does. It is opened
-    // `O_PATH`, which no mark sees.
-    let (ours, theirs) = UnixDatagram::pair().unwrap();
-    let path = host.root().join("run/sets/db/..data/password");
-    let held = rustix::fs::open(
-        path,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .unwrap();
-    let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
-    let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
-    let descriptors = [std::os::fd::AsFd::as_fd(&held)];
-    assert!(message.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
-    let data = [std::io::IoSlice::new(b"x")];
-    rustix::net::sendmsg(&ours, &data, &mut message, rustix::net::SendFlags::empty()).unwrap();
-    drop(held);
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
     host.roll_out(2, 2);
     host.order(2, seal(1));
-    host.until("the kernel's count", |report| {
-        report.not_gone.get(&v(1)).is_some_and(|why| why.contains("kernel counts"))
-    });
-    drop((ours, theirs));
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 1));
+    drop(held);
     host.until("gone", |report| report.gone.contains(&v(1)));
+}
+
+/// Somebody that no policy names, with descriptors of these files.
+struct Stranger(std::process::Child);
+
+impl Stranger {
+    fn with_open(files: &[std::path::PathBuf]) -> Self {
+        let script =
+            r#"fd=10; for file; do eval "exec $fd<\"\$file\""; fd=$((fd + 1)); done; echo open; read _"#;
+        let mut child = Command::new("setsid")
+            .args(["/bin/bash", "-c", script, "stranger"])
+            .args(files)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        Self(child)
+    }
+
+    fn leave(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+/// Has everybody cleared who holds the version but the application, whose new life is waited for.
+fn clear_strangers(host: &mut Host, generation: u32, number: u32) {
+    host.order(generation, seal(number));
+    let report = host.until("the stranger alone", |report| {
+        let mut of_it = report.holders.iter().filter(|holder| holder.version == v(number)).peekable();
+        of_it.peek().is_some() && of_it.all(|holder| holder.consumer.is_none())
+    });
+    let of_it = report.holders.iter().filter(|holder| holder.version == v(number));
+    let cleared = of_it.map(|holder| holder.id.clone()).collect();
+    let cleared_gaps = report.gaps.iter().map(|gap| gap.id.clone()).collect();
+    let kind = OrderKind::Seal { version: v(number), cleared, cleared_gaps, withdraw: false };
+    host.order(generation, kind);
+}
+
+#[test]
+fn a_holder_that_was_cleared_keeps_its_descriptor_and_excuses_nobody_else() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, _app) = on_one(r#"adopt = "restart""#);
+    let stranger = Stranger::with_open(&[host.app_dir().join("password")]);
+    host.roll_out(2, 2);
+    clear_strangers(&mut host, 2, 1);
+    host.until("gone, although its file is still open", |report| report.gone.contains(&v(1)));
+    // Beside it: what it keeps is known, and counts for nothing else.
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
+    host.roll_out(3, 3);
+    host.order(3, seal(2));
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 2));
+    // Nor after it has let go.
+    stranger.leave();
+    let report = host.order(3, seal(2));
+    assert!(counted_by_the_kernel(&report, 2), "{report:#?}");
+    drop(held);
+    host.until("gone", |report| report.gone.contains(&v(2)));
+}
+
+#[test]
+fn a_holder_of_copies_elsewhere_excuses_nobody_in_the_set() {
+    if !is_able() {
+        return;
+    }
+    let copies = r#"{ path = "{app}/one", file = "password", kind = "copy" }, { path = "{app}/two", file = "password", kind = "copy" }, "#;
+    let with_copies = policy(r#"adopt = "restart""#).replace("places = [", &format!("places = [{copies}"));
+    let mut host = Host::with(&with_copies, "");
+    host.up();
+    let (mut host, _app) = started(host);
+    let stranger = Stranger::with_open(&[host.app_dir().join("one"), host.app_dir().join("two")]);
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
+    host.roll_out(2, 2);
+    clear_strangers(&mut host, 2, 1);
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 1));
+    drop(held);
+    host.until("gone", |report| report.gone.contains(&v(1)));
+    stranger.leave();
 }
 
 /// What systemd does for a unit with a descriptor store, for one applier.
