@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use host_policy::{Adopt, HostPolicy};
+use host_policy::HostPolicy;
 use lifecycle::host::{Answer, HostEvent};
 use lifecycle::{ConsumerName, Evidence, Millis, SetName};
 use protocol::order::OrderIdentity;
@@ -390,11 +390,12 @@ impl Applier {
             changed |= evidence.refresh(&scene);
             if let (Evidence::Kernel, Some(turn)) = (evidence.kind(), set.record.machine.turn()) {
                 let current = turn.version;
-                let is_restarted = |name: &ConsumerName| {
+                // Whoever keeps its process keeps the old version too until it has read all of the new one.
+                let begins_anew = |name: &ConsumerName| {
                     let consumer = set.policy.as_ref().and_then(|policy| policy.consumer(name));
-                    consumer.is_some_and(|consumer| consumer.adopt == Adopt::Restart)
+                    consumer.is_some_and(|consumer| !consumer.adopt.keeps_the_process())
                 };
-                let halves = evidence.mixed(current, &scene).into_iter().filter(is_restarted);
+                let halves = evidence.mixed(current, &scene).into_iter().filter(begins_anew);
                 mixed.extend(halves.map(|consumer| (set.name.clone(), HostEvent::Mixed { turn, consumer })));
                 for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
                     if evidence.was_read_by(&consumer.name, current, &scene) {

@@ -587,6 +587,72 @@ fn an_invocation_that_started_while_the_set_changed_is_mixed() {
     assert!(world.evidence.mixed(NEW, &scene).is_empty());
 }
 
+#[test]
+fn two_processes_of_one_invocation_that_read_different_versions_are_mixed() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    // `ExecStartPre=` reads the user of the old version and ends, the program the password of the new one.
+    world.in_unit(100, 1, "db.service");
+    world.reads(100, OLD, 2);
+    world.end(100);
+    world.in_unit(101, 1, "db.service");
+    world.reads(101, NEW, 1);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert_eq!(world.evidence.mixed(NEW, &scene), BTreeSet::from([name("db")]));
+    world.reads(101, NEW, 2);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert!(world.evidence.mixed(NEW, &scene).is_empty(), "it has all of the new one");
+}
+
+#[test]
+fn what_pid_1_read_for_an_invocation_is_part_of_what_it_read() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.rules.pid_1_reads_for =
+        BTreeMap::from([("user".to_owned(), BTreeSet::from(["db.service".to_owned()]))]);
+    world.reads(1, OLD, 2);
+    world.at(1_100);
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    world.refresh();
+    world.reads(100, NEW, 1);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert_eq!(world.evidence.mixed(NEW, &scene), BTreeSet::from([name("db")]));
+}
+
+#[test]
+fn the_next_invocation_is_not_mixed_by_what_the_one_before_has_read() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    world.reads(100, OLD, 1);
+    world.reads(100, OLD, 2);
+    world.at(2_000);
+    world.invocation("db.service", "bbbb");
+    world.at(2_100);
+    world.in_unit(101, 1, "db.service");
+    world.reads(101, NEW, 1);
+    assert!(world.holds(OLD), "the old process lives on");
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert!(world.evidence.mixed(NEW, &scene).is_empty());
+}
+
+#[test]
+fn who_has_read_the_old_version_since_is_not_on_the_new_one() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    for (version, is_on) in [(OLD, false), (NEW, true), (OLD, false)] {
+        world.reads(100, version, 1);
+        let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+        assert_eq!(world.evidence.was_read_by(&name("db"), NEW, &scene), is_on);
+        assert_eq!(world.evidence.was_read_by(&name("db"), OLD, &scene), !is_on);
+    }
+}
+
 // The application's word
 
 #[test]
