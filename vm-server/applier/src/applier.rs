@@ -191,11 +191,10 @@ impl Applier {
             }
             Input::Acknowledged { frame } => self.acknowledged(&frame),
             Input::Connected { pid, reports, means } => {
-                if let Some(pid) = pid {
-                    self.tools.witness.is_ours(pid);
-                }
+                self.tools.witness.network_is(pid);
                 self.connected(reports, means);
             }
+            Input::Disconnected => self.tools.witness.network_is(None),
             Input::Outcome { set, event } => {
                 let of = self.sets.get(&set);
                 if of.is_some_and(|set| set.is_too_early(&mut self.tools, &event)) {

@@ -44,7 +44,9 @@ pub(crate) struct Witness {
     /// Whether somebody keeps the group over our next restart.
     pub(crate) stored: bool,
     pub(crate) boot_id: String,
-    ours: BTreeSet<i32>,
+    /// Our own processes: this one, the two of the exact mode, and the network half while it is connected.
+    ours: BTreeSet<ProcessId>,
+    network: Option<ProcessId>,
 }
 
 /// Takes readers over from the kernel as soon as they are seen: a short one is gone in a moment.
@@ -168,8 +170,10 @@ impl Witness {
             kept: false,
             stored: false,
             boot_id,
-            ours: i32::try_from(std::process::id()).into_iter().collect(),
+            ours: BTreeSet::new(),
+            network: None,
         };
+        witness.is_ours(std::process::id());
         if mode == EvidenceMode::Declared {
             "the policy says evidence = \"declared\"".clone_into(&mut witness.why);
             return witness;
@@ -193,7 +197,7 @@ impl Witness {
         match started {
             Ok(exact) => {
                 for pid in [exact.responder(), exact.watcher()] {
-                    self.ours.extend(i32::try_from(pid));
+                    self.is_ours(pid);
                 }
                 self.exact = Some("each opener is held until it was written down".to_owned());
                 taker.lock().unwrap_or_else(PoisonError::into_inner).exact = Some(exact);
@@ -354,17 +358,23 @@ impl Witness {
         unwatched
     }
 
-    /// A process of ours: the network half.
-    pub(crate) fn is_ours(&mut self, pid: i32) {
-        self.ours.insert(pid);
+    fn is_ours(&mut self, pid: u32) {
+        let process = i32::try_from(pid).ok().and_then(|pid| self.proc.process(pid));
+        self.ours.extend(process.map(|process| process.id));
+    }
+
+    /// The network half is this process, or is not connected.
+    pub(crate) fn network_is(&mut self, pid: Option<i32>) {
+        self.network = pid.and_then(|pid| self.proc.process(pid)).map(|process| process.id);
     }
 
     /// Who is who for a set.
     pub(crate) fn rules(&self, policy: Option<&SetPolicy>, host_wide: &[host_policy::NotAConsumer]) -> Rules {
-        let Some(policy) = policy else { return Rules { ours: self.ours.clone(), ..Rules::default() } };
+        let ours = self.ours.iter().chain(&self.network).copied().collect();
+        let Some(policy) = policy else { return Rules { ours, ..Rules::default() } };
         let mut policy = policy.clone();
         policy.not_a_consumer.extend_from_slice(host_wide);
-        Rules::of(&policy, self.ours.clone())
+        Rules::of(&policy, ours)
     }
 
     /// For each file of a set, by name and by place, the units for which PID 1 reads it. `read` is what systemd says

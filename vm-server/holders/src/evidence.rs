@@ -746,7 +746,7 @@ impl Scene<'_> {
     }
 
     fn is_ours(&self, process: &Process) -> bool {
-        self.rules.ours.contains(&process.id.pid)
+        self.rules.ours.contains(&process.id)
     }
 
     fn is_exempt(&self, process: &Process) -> bool {

@@ -438,10 +438,10 @@ fn what_slipped_away_in_a_members_session_counts_though_the_leader_lives() {
 fn whoever_stands_above_one_that_does_not_count_has_nothing() {
     let mut world = world();
     world.rules.exempt.push(Exempt { unit: None, exe: Some("/usr/bin/p40".into()), uid: None });
-    world.rules.ours.insert(41);
     world.put(30, 1, |_| {});
     world.put(40, 30, |_| {});
-    world.put(41, 30, |_| {});
+    let ours = world.put(41, 30, |_| {});
+    world.rules.ours.insert(ours);
     world.put(100, 40, |_| {});
     world.put(101, 41, |_| {});
     world.reads(100, OLD, 1);
@@ -854,9 +854,24 @@ fn who_could_open_it_at_the_look_before_is_a_candidate_though_it_gave_that_up() 
 }
 
 #[test]
+fn whoever_got_the_number_of_a_process_of_ours_counts() {
+    let mut world = world();
+    let ours = world.put(100, 1, |_| {});
+    world.rules.ours.insert(ours);
+    world.reads(100, OLD, 1);
+    assert!(!world.holds(OLD), "we do not count");
+    world.end(100);
+    world.at(2_000);
+    world.put(100, 1, |_| {});
+    world.reads(100, OLD, 1);
+    assert!(world.holds(OLD));
+}
+
+#[test]
 fn kernel_threads_pid_1_ours_the_exempt_and_whoever_cannot_reach_the_set_are_no_candidates() {
     let mut world = world();
-    world.rules.ours.insert(100);
+    let ours = ProcessId { pid: 100, start: world.table.taken.0 / 10 };
+    world.rules.ours.insert(ours);
     world.rules.mount_namespace = 1;
     world.rules.exempt.push(Exempt { unit: Some("backup.service".into()), exe: None, uid: None });
     world.put(2, 0, |process| process.kernel = true);
