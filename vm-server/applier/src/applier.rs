@@ -13,7 +13,7 @@ use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
 use protocol::{Frame, TrustAnchor};
 
-use crate::clock;
+use crate::clock::{self, SenderClock};
 use crate::input::Input;
 use crate::journal::JournalError;
 use crate::keep::{Identity, Keeper};
@@ -50,6 +50,7 @@ pub(crate) struct Applier {
     pub(crate) sets: BTreeMap<SetName, Set>,
     /// Orders that were accepted lately.
     pub(crate) accepted: VecDeque<OrderIdentity>,
+    pub(crate) sender_clock: SenderClock,
     pub(crate) next_sequence: u64,
     pub(crate) sent: Option<Sent>,
     /// Where reports go while the network half is connected.
@@ -92,6 +93,7 @@ impl Applier {
             policy,
             sets,
             accepted: VecDeque::new(),
+            sender_clock: SenderClock::default(),
             sent: None,
             reports: None,
             network_means: Vec::new(),

@@ -243,6 +243,7 @@ impl Applier {
             tracing::warn!("an acknowledgement of an epoch that has ended is not believed");
             return;
         }
+        self.sender_clock.heard(ack.acknowledged_at, clock::boot());
         if let Some(sent) = self.sent.as_mut().filter(|sent| sent.sequence == ack.sequence) {
             sent.acknowledged = sent.digest == ack.report;
         }
