@@ -166,7 +166,10 @@ impl Applier {
             means.push(mean("exact", self.tools.witness.is_exact(), exact.clone()));
         }
         for (name, mounted) in &self.tools.mounts {
-            let why = mounted.why.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+            let why = mounted.why.as_deref().map_or_else(String::new, |why| {
+                let weaker = if kernel { ", so its evidence is `declared` only" } else { "" };
+                format!(": {why}{weaker}")
+            });
             let detail = format!("{name} lies on a {}{why}", mounted.backing.word());
             means.push(mean("tmpfs", mounted.backing != sets::Backing::Directory, detail));
         }
@@ -265,9 +268,12 @@ impl Applier {
     }
 }
 
-/// The kind of evidence that all consumers of the set have.
+/// The kind of evidence that all consumers of the set have. Where the kernel does not count the set's inodes, a
+/// descriptor in other hands may be overlooked: that is no more than what policy declares.
 fn evidence_of(set: &crate::set::Set) -> Evidence {
+    let uncounted = set.dir.is_some() && set.pins.own_device.is_none();
     let kind = set.record.evidence.kind();
+    let kind = if uncounted { kind.min(Evidence::Declared) } else { kind };
     let consumers = set.policy.as_ref().map(|policy| policy.consumers.as_slice()).unwrap_or_default();
     let all_speak = !consumers.is_empty() && consumers.iter().all(|consumer| consumer.trust_reported);
     if kind == Evidence::Declared && all_speak { Evidence::Reported } else { kind }
