@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,13 @@ use protocol::reported::{Reply, Statement};
 use protocol::{Frame, TrustAnchor};
 
 use crate::clock::{self, SenderClock};
+use crate::consumers::Who;
 use crate::input::Input;
 use crate::journal::JournalError;
 use crate::keep::{Identity, Keeper};
 use crate::record::{HostRecord, Record, RecordRef, SetRecord};
 use crate::reporting::{NUMBERS_RESERVED, Sent};
-use crate::set::Set;
+use crate::set::{ASK_MAX, Set};
 use crate::tools::Tools;
 use crate::watch::Watch;
 use crate::witness::{View, Witness, declared_life};
@@ -211,7 +213,7 @@ impl Applier {
                 // Whoever spoke may be gone.
                 let _ = reply.send(self.said(pid, &statement));
             }
-            Input::Trouble { set, consumer, trouble } => self.trouble(&set, &consumer, trouble),
+            Input::Trouble { set, consumer, trouble } => self.tools.trouble(&set, &consumer, trouble),
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
             Input::PlacesTouched => {
                 self.places_due.get_or_insert(Instant::now() + QUIET);
@@ -221,33 +223,40 @@ impl Applier {
         }
     }
 
-    /// One trouble a consumer: another takes its place.
-    fn trouble(&mut self, set: &SetName, consumer: &ConsumerName, trouble: Option<(&'static str, String)>) {
-        let about = format!("consumer {set}/{consumer}");
-        let code = trouble.as_ref().map(|(code, _)| *code);
-        self.tools.unnotice_but(code, &about);
-        if let Some((code, message)) = trouble {
-            self.tools.notice(code, about, format!("{set}: {message}"));
-        }
-    }
-
     /// Gives one event to one set.
     pub(crate) fn give(&mut self, name: &SetName, event: HostEvent) -> Result<Option<Answer>, JournalError> {
-        match self.sets.get_mut(name) {
-            Some(set) => set.give(&mut self.tools, event),
-            None => Ok(None),
-        }
+        self.with_set(name, |set, tools| set.give(tools, event)).unwrap_or(Ok(None))
+    }
+
+    /// Has one set at work, while the others' agreed instants are met.
+    pub(crate) fn with_set<T>(
+        &mut self,
+        name: &SetName,
+        work: impl FnOnce(&mut Set, &mut Tools) -> T,
+    ) -> Option<T> {
+        let mut set = self.sets.remove(name)?;
+        self.tools.others = std::mem::take(&mut self.sets);
+        let done = work(&mut set, &mut self.tools);
+        self.sets = std::mem::take(&mut self.tools.others);
+        self.sets.insert(name.clone(), set);
+        Some(done)
+    }
+
+    /// Waits for an answer, while the agreed instants of all sets are met. None when it did not come in time.
+    fn await_answer<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        self.tools.others = std::mem::take(&mut self.sets);
+        let answer = self.tools.wait(ASK_MAX, work);
+        self.sets = std::mem::take(&mut self.tools.others);
+        answer
     }
 
     /// Flips what is due.
     fn tick(&mut self) {
-        let now = clock::boot();
         for set in self.sets.values_mut() {
-            if set.next_due().is_some_and(|due| due <= now)
-                && let Err(error) = set.give(&mut self.tools, HostEvent::Tick)
-            {
-                tracing::error!(set = %set.name, %error, "a flip is not in the journal yet");
-            }
+            set.flip_if_due(&mut self.tools);
         }
         if self.tools.recheck {
             self.look_again();
@@ -430,40 +439,59 @@ impl Applier {
     }
 
     /// The files that systemd reads itself, and for which units. Without an answer such a reading is a gap.
-    fn read_by_pid_1(&self) -> Vec<(String, PathBuf)> {
-        let Some(systemd) = self.tools.tasks.supervisor().systemd() else { return Vec::new() };
-        let files = self.tools.tasks.runtime().block_on(systemd.files_read_for_services());
+    fn read_by_pid_1(&mut self) -> Vec<(String, PathBuf)> {
+        let supervisor = Arc::clone(self.tools.tasks.supervisor());
+        let files = self.await_answer(async move {
+            match supervisor.systemd() {
+                Some(systemd) => systemd.files_read_for_services().await,
+                None => Ok(Vec::new()),
+            }
+        });
+        let files = files.unwrap_or_else(|| Err(units::UnitError::Lost("no answer in time".to_owned())));
         files
             .inspect_err(|error| tracing::warn!(%error, "it is not known for which unit PID 1 reads"))
             .unwrap_or_default()
     }
 
-    /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them.
-    fn look_at_consumers(
-        &mut self,
-    ) -> BTreeMap<crate::consumers::Who, Result<units::Look, units::UnitError>> {
-        let supervisor = self.tools.tasks.supervisor().clone();
-        let runtime = self.tools.tasks.runtime().clone();
-        let mut looks = BTreeMap::new();
+    /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them; of whom it says
+    /// nothing in time it is not known whether they run.
+    fn look_at_consumers(&mut self) -> BTreeMap<Who, Result<units::Look, units::UnitError>> {
+        let supervisor = Arc::clone(self.tools.tasks.supervisor());
+        let mut asked = Vec::new();
         for set in self.sets.values().filter(|set| !set.machine().known().is_empty()) {
             for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
-                let look = runtime.block_on(supervisor.look(consumer));
-                if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
-                    let invocation = look.life.as_ref().map(ToString::to_string);
-                    let life = holders::UnitLife {
-                        invocation,
-                        earlier_ended: Some(
-                            look.earlier_ended_ms.map_or(lifecycle::Millis(0), clock::boot_of_monotonic),
-                        ),
-                        changing: look.health == units::Health::Changing,
-                    };
-                    self.tools.view.units.insert(unit.as_str().to_owned(), life);
-                }
-                let who = (set.name.clone(), consumer.name.clone());
-                if let Ok(units::Look { life: Some(units::LifeId::Process { pid, .. }), .. }) = &look {
-                    self.tools.view.main_pids.insert(who.clone(), *pid);
-                }
-                looks.insert(who, look);
+                asked.push(((set.name.clone(), consumer.name.clone()), consumer.clone()));
+            }
+        }
+        if asked.is_empty() {
+            return BTreeMap::new();
+        }
+        let (tells, told) = std::sync::mpsc::channel();
+        let questions = asked.clone();
+        // In one task: each takes the same way over one connection.
+        self.await_answer(async move {
+            for (who, consumer) in questions {
+                // Nobody listens any more when it took too long.
+                let _ = tells.send((who, supervisor.look(&consumer).await));
+            }
+        });
+        let mut looks: BTreeMap<Who, Result<units::Look, units::UnitError>> = told.try_iter().collect();
+        for (who, consumer) in asked {
+            let lost = || Err(units::UnitError::Lost("no answer in time".to_owned()));
+            let look = looks.entry(who.clone()).or_insert_with(lost);
+            if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
+                let invocation = look.life.as_ref().map(ToString::to_string);
+                let life = holders::UnitLife {
+                    invocation,
+                    earlier_ended: Some(
+                        look.earlier_ended_ms.map_or(lifecycle::Millis(0), clock::boot_of_monotonic),
+                    ),
+                    changing: look.health == units::Health::Changing,
+                };
+                self.tools.view.units.insert(unit.as_str().to_owned(), life);
+            }
+            if let Ok(units::Look { life: Some(units::LifeId::Process { pid, .. }), .. }) = &look {
+                self.tools.view.main_pids.insert(who, *pid);
             }
         }
         looks

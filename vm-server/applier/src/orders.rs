@@ -156,25 +156,27 @@ impl Applier {
             Some(Ok(files)) => Some(files),
             Some(Err(error)) => return refused(error.code(), error.to_string()),
         };
-        let Some(set) = self.sets.get_mut(name) else { return refused("not_in_policy", "no such set") };
         let version = order.kind.version();
-        let before = set.machine().clone();
-        set.incoming = files.map(|files| (version, files));
         let digest = stage.as_ref().map(digest_of);
-        let given = set.give(&mut self.tools, HostEvent::Order { order: order.clone(), digest, age });
-        set.incoming = None;
-        let failed = set.machine().report().refused.filter(|refused| {
-            before.report().refused.as_ref() != Some(refused) && refused.version == version
+        let event = HostEvent::Order { order: order.clone(), digest, age };
+        let outcome = self.with_set(name, |set, tools| {
+            let before = set.machine().clone();
+            set.incoming = files.map(|files| (version, files));
+            let given = set.give(tools, event);
+            set.incoming = None;
+            let failed = set.machine().report().refused.filter(|refused| {
+                before.report().refused.as_ref() != Some(refused) && refused.version == version
+            });
+            match given {
+                Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
+                Ok(_) => match failed {
+                    Some(failed) => refused(&failed.code, failed.message),
+                    None => Outcome::Accepted { again: *set.machine() == before },
+                },
+                Err(error) => refused("not_kept", error.to_string()),
+            }
         });
-        let again = *set.machine() == before;
-        let outcome = match given {
-            Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
-            Ok(_) => match failed {
-                Some(failed) => refused(&failed.code, failed.message),
-                None => Outcome::Accepted { again },
-            },
-            Err(error) => refused("not_kept", error.to_string()),
-        };
+        let outcome = outcome.unwrap_or_else(|| refused("not_in_policy", "no such set"));
         self.look_again();
         outcome
     }

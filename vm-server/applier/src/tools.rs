@@ -1,17 +1,21 @@
 //! What every set needs to do its work: journal, copies, disk, tasks, witness.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use host_policy::Daemon;
-use lifecycle::SetName;
+use lifecycle::{ConsumerName, SetName};
 use protocol::report::Notice;
 use protocol::{HostId, InstallationId};
 use sets::{Disk, Mounted};
 
+use crate::clock;
 use crate::consumers::Tasks;
 use crate::copies::Copies;
 use crate::journal::{Journal, JournalError};
 use crate::record::{RecordRef, SetRecord};
+use crate::set::Set;
 use crate::witness::{View, Witness};
 
 /// What every set needs to do its work.
@@ -34,6 +38,8 @@ pub(crate) struct Tools {
     notices: BTreeMap<(&'static str, String), String>,
     /// Something changed that a report has to show.
     pub(crate) changed: bool,
+    /// All sets but the one that is at work: their agreed instants are met while it waits for somebody.
+    pub(crate) others: BTreeMap<SetName, Set>,
 }
 
 impl Tools {
@@ -60,7 +66,45 @@ impl Tools {
             mounts: BTreeMap::new(),
             notices: BTreeMap::new(),
             changed: true,
+            others: BTreeMap::new(),
         }
+    }
+
+    /// Waits for the end of this work, which runs elsewhere, and meets the agreed instants of other sets meanwhile.
+    /// None when it was not done in time.
+    pub(crate) fn wait<T: Send + 'static>(
+        &mut self,
+        limit: Duration,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (done, is_done) = std::sync::mpsc::channel();
+        let task = self.tasks.runtime().spawn(async move {
+            // Nobody waits any more when it took too long.
+            let _ = done.send(work.await);
+        });
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.others.values().filter_map(Set::next_due).min();
+            let pause = next.map_or(left, |due| Duration::from_millis(due.since(clock::boot()).0).min(left));
+            match is_done.recv_timeout(pause) {
+                Ok(value) => return Some(value),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    task.abort();
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => self.flip_others(),
+            }
+        }
+    }
+
+    fn flip_others(&mut self) {
+        let mut others = std::mem::take(&mut self.others);
+        for set in others.values_mut() {
+            set.flip_if_due(self);
+        }
+        self.others = others;
     }
 
     /// Makes the record of a set durable.
@@ -89,11 +133,21 @@ impl Tools {
         self.changed |= self.notices.remove(&(code, about.to_owned())).is_some();
     }
 
-    /// Everything about this subject is over, but for this.
-    pub(crate) fn unnotice_but(&mut self, code: Option<&'static str>, about: &str) {
+    /// One trouble a consumer: another takes its place.
+    pub(crate) fn trouble(
+        &mut self,
+        set: &SetName,
+        consumer: &ConsumerName,
+        trouble: Option<(&'static str, String)>,
+    ) {
+        let about = format!("consumer {set}/{consumer}");
+        let code = trouble.as_ref().map(|(code, _)| *code);
         let before = self.notices.len();
-        self.notices.retain(|(of, subject), _| subject != about || Some(*of) == code);
+        self.notices.retain(|(of, subject), _| *subject != about || Some(*of) == code);
         self.changed |= self.notices.len() != before;
+        if let Some((code, message)) = trouble {
+            self.notice(code, about, format!("{set}: {message}"));
+        }
     }
 
     pub(crate) fn notices(&self) -> Vec<Notice> {
