@@ -59,7 +59,7 @@ impl Applier {
             digests: self.digests(),
             receipts,
             means: self.means(),
-            notices: self.tools.notices(),
+            notices: self.tools.notices(sequence),
         };
         let frame = match report.sign(&self.identity.reports) {
             Ok(frame) => frame,
@@ -252,6 +252,7 @@ impl Applier {
         }
         if ack.sequence > self.host.acknowledged_sequence && ack.sequence < self.next_sequence {
             self.host.acknowledged_sequence = ack.sequence;
+            self.tools.heard(ack.sequence);
             self.host.acknowledged = Some(frame.clone());
             if let Err(error) = self.keep_host() {
                 self.tools.notice("journal", "host", error.to_string());

@@ -18,6 +18,18 @@ use crate::record::{RecordRef, SetRecord};
 use crate::set::Set;
 use crate::witness::{View, Witness};
 
+/// What happened and was put right by itself: it is told until somebody has heard of it.
+const TOLD_FOR_SURE: [&str; 2] = ["drift", "exact_ended"];
+
+/// What an operator is told.
+struct Told {
+    message: String,
+    /// The first report that has it.
+    shown_in: Option<u64>,
+    /// It is over, and stays for as long as no report that has it was acknowledged.
+    over: bool,
+}
+
 /// What every set needs to do its work.
 pub(crate) struct Tools {
     pub(crate) daemon: Daemon,
@@ -35,7 +47,7 @@ pub(crate) struct Tools {
     /// What each set lies on.
     pub(crate) mounts: BTreeMap<SetName, Mounted>,
     /// What an operator should know, by code and subject.
-    notices: BTreeMap<(&'static str, String), String>,
+    notices: BTreeMap<(&'static str, String), Told>,
     /// Something changed that a report has to show.
     pub(crate) changed: bool,
     /// All sets but the one that is at work: their agreed instants are met while it waits for somebody.
@@ -121,16 +133,31 @@ impl Tools {
         message: impl Into<String>,
     ) {
         let (about, message) = (about.into(), message.into());
-        if self.notices.get(&(code, about.clone())) != Some(&message) {
+        let told = self.notices.get(&(code, about.clone()));
+        if !told.is_some_and(|told| told.message == message && !told.over) {
             tracing::warn!(code, about, message, "noticed");
-            self.notices.insert((code, about), message);
+            self.notices.insert((code, about), Told { message, shown_in: None, over: false });
             self.changed = true;
         }
     }
 
     /// It is over.
     pub(crate) fn unnotice(&mut self, code: &'static str, about: &str) {
-        self.changed |= self.notices.remove(&(code, about.to_owned())).is_some();
+        let key = (code, about.to_owned());
+        if TOLD_FOR_SURE.contains(&code) {
+            if let Some(told) = self.notices.get_mut(&key) {
+                told.over = true;
+            }
+            return;
+        }
+        self.changed |= self.notices.remove(&key).is_some();
+    }
+
+    /// This report was acknowledged: what it told and is over was heard.
+    pub(crate) fn heard(&mut self, sequence: u64) {
+        let before = self.notices.len();
+        self.notices.retain(|_, told| !told.over || told.shown_in.is_none_or(|shown| shown > sequence));
+        self.changed |= self.notices.len() != before;
     }
 
     /// One trouble a consumer: another takes its place.
@@ -150,11 +177,12 @@ impl Tools {
         }
     }
 
-    pub(crate) fn notices(&self) -> Vec<Notice> {
-        let all = self.notices.iter().take(protocol::limit::NOTICES_MAX);
-        all.map(|((code, _), message)| Notice {
-            code: (*code).to_owned(),
-            message: protocol::report::sentence(message),
+    /// For the report with this number.
+    pub(crate) fn notices(&mut self, sequence: u64) -> Vec<Notice> {
+        let all = self.notices.iter_mut().take(protocol::limit::NOTICES_MAX);
+        all.map(|((code, _), told)| {
+            told.shown_in.get_or_insert(sequence);
+            Notice { code: (*code).to_owned(), message: protocol::report::sentence(&told.message) }
         })
         .collect()
     }
