@@ -12,7 +12,7 @@ use lifecycle::{ConsumerName, Evidence, Millis, SetName};
 use protocol::order::OrderIdentity;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
-use protocol::{Frame, TrustAnchor};
+use protocol::{Frame, TrustAnchor, UnixMillis};
 
 use crate::clock::{self, SenderClock};
 use crate::consumers::Who;
@@ -274,7 +274,8 @@ impl Applier {
         }
         // In time to be quiet before it.
         let flips = flips.map(|due| due.saturating_sub(Duration::from_millis(HUSH.0)));
-        let others = [self.policy_due, self.places_due, self.report_due(), self.look_due()];
+        let exact_due = self.tools.witness.exact_due();
+        let others = [self.policy_due, self.places_due, self.report_due(), self.look_due(), exact_due];
         let others = others.into_iter().flatten().chain(self.refresh_due());
         let others = others.map(|due| due.saturating_duration_since(now));
         flips.chain(others).min().unwrap_or(Duration::from_mins(1))
@@ -329,10 +330,40 @@ impl Applier {
         if self.look_due().is_some_and(|due| due <= now) {
             self.observe_and_recheck();
         }
+        if self.tools.witness.exact_due().is_some_and(|due| due <= now) {
+            self.start_exact_again();
+        }
         if self.tools.journal.wants_compaction()
             && let Err(error) = self.compact()
         {
             self.tools.notice("journal", "host", error.to_string());
+        }
+    }
+
+    /// Openers are held again from now on. Whoever opened meanwhile was seen all the same; of whom nothing is known but
+    /// that, is a gap.
+    fn start_exact_again(&mut self) {
+        let started = self.await_answer(async {
+            let started = tokio::task::spawn_blocking(crate::witness::start_exact).await;
+            started.unwrap_or_else(|error| Err(error.to_string()))
+        });
+        let ended = self.tools.witness.exact_ended();
+        self.tools.witness.exact_started(started.unwrap_or_else(|| Err("no answer in time".to_owned())));
+        self.tools.changed = true;
+        if !self.tools.witness.is_exact() {
+            return;
+        }
+        for set in self.sets.values_mut() {
+            set.watch_again(&mut self.tools);
+        }
+        if let Some(ended) = ended {
+            let now = UnixMillis::now();
+            let message = format!(
+                "openers were not held from {} to {} (milliseconds since 1970): whoever read and was gone before it was looked at is a gap",
+                ended.0, now.0
+            );
+            self.tools.notice("exact_ended", "exact", message);
+            self.tools.unnotice("exact_ended", "exact");
         }
     }
 
@@ -376,6 +407,10 @@ impl Applier {
     /// Looks at readers, processes and consumers, and brings every set's evidence up to date.
     pub(crate) fn observe(&mut self) {
         let (look, table) = self.tools.witness.look();
+        if let Some(ended) = self.tools.witness.exact_has_ended() {
+            let message = format!("openers have not been held since {} (milliseconds since 1970)", ended.0);
+            self.tools.notice("exact_ended", "exact", message);
+        }
         self.tools.view = View { table, ..View::default() };
         if look.has_pid_1() {
             self.tools.view.read_by_pid_1 = self.read_by_pid_1();

@@ -163,7 +163,7 @@ impl Applier {
             mean("sealed_copies", self.keeper == Keeper::SystemdCreds, kept),
         ];
         if let Some(exact) = &self.tools.witness.exact {
-            means.push(mean("exact", self.tools.witness.is_exact(), exact.clone()));
+            means.push(mean("exact", self.tools.witness.is_exact(), exact.told.clone()));
         }
         for (name, mounted) in &self.tools.mounts {
             let why = mounted.why.as_deref().map_or_else(String::new, |why| {

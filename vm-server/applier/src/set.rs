@@ -439,6 +439,23 @@ impl Set {
         Ok(())
     }
 
+    /// Has the readers of all that lies here held, once that is possible again.
+    pub(crate) fn watch_again(&mut self, tools: &Tools) {
+        let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
+        let Some(dir) = &self.dir else { return };
+        for version in self.record.machine.present() {
+            let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, version, &policy);
+            if let Err(error) = dir.mark_again(version, &mut mark) {
+                tracing::warn!(set = %self.name, %error, "failed to watch a version again");
+            }
+        }
+        if let Some(current) = self.machine().current() {
+            let evidence = &mut self.record.evidence;
+            // Those that are known are marked, and there are no others.
+            tools.witness.watch_copies(evidence, &mut self.pins, current, &policy);
+        }
+    }
+
     /// A copy outlives a boot, and an applier whose group nobody kept: it may have been read unseen.
     fn watch_copies(&mut self, tools: &mut Tools) {
         let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };

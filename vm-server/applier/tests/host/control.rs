@@ -212,6 +212,10 @@ impl Host {
         true
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.applier.as_ref().unwrap().id()
+    }
+
     /// How often its threads have gone to sleep so far.
     pub(crate) fn sleeps(&self) -> u64 {
         let pid = self.applier.as_ref().unwrap().id();

@@ -108,6 +108,50 @@ fn in_the_exact_mode_a_reader_of_a_moment_is_named_by_its_parent() {
     host.until("gone", |report| report.gone.contains(&v(1)));
 }
 
+/// The process of this applier that holds openers.
+fn responder(host: &Host) -> Option<i32> {
+    let parent = format!("PPid:\t{}", host.pid());
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("status").lines().any(|line| line == parent) && read("cmdline").contains("exact-responder")
+    })
+}
+
+#[test]
+fn a_responder_that_died_is_started_again_and_holds_readers_of_what_lies_here() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with(&policy(r#"adopt = "restart""#), "evidence = \"exact\"\n");
+    host.up();
+    let (mut host, _app) = started(host);
+    host.acknowledging = false;
+    let died = rustix::process::Pid::from_raw(responder(&host).unwrap()).unwrap();
+    rustix::process::kill_process(died, rustix::process::Signal::KILL).unwrap();
+    host.until_report("the time without it, by name", |report| {
+        report.notices.iter().any(|notice| notice.code == "exact_ended" && notice.message.contains(" to "))
+    });
+    let means = &host.report.as_ref().unwrap().means;
+    assert!(means.iter().any(|mean| mean.name == "exact" && mean.in_use), "{means:#?}");
+    let script = r#"for _ in 1 2 3 4 5 6 7 8; do value=$(cat "$1"); done; echo read; read _"#;
+    let mut parent = Command::new("setsid")
+        .args(["/bin/bash", "-c", script, "parent"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    parent.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    host.until("the parent by name", |report| {
+        report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
+    });
+    assert!(host.db().gaps.is_empty(), "no reader got away: {:#?}", host.db().gaps);
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+}
+
 #[test]
 fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     if !is_able() {
