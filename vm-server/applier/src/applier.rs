@@ -354,7 +354,7 @@ impl Applier {
             return;
         }
         for set in self.sets.values_mut() {
-            set.watch_again(&mut self.tools);
+            set.watch_again(&self.tools);
         }
         if let Some(ended) = ended {
             let now = UnixMillis::now();

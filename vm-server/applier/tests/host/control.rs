@@ -325,7 +325,7 @@ impl Host {
 
     /// Verifies a report and acknowledges it.
     fn take(&mut self, frame: &Frame) -> Report {
-        let own: Vec<_> = self.former.iter().cloned().chain([self.key.public()]).collect();
+        let own: Vec<_> = self.former.iter().copied().chain([self.key.public()]).collect();
         let verified = report::verify(frame, self.installation, &self.keys.report_key, &own).unwrap();
         let report = verified.report().clone();
         if self.acknowledging {

@@ -73,7 +73,7 @@ fn a_slow_validation_of_one_set_delays_no_flip_of_another() {
     let answered = armed.elapsed();
     let flipped = flipped.join().unwrap();
     assert!(answered >= Duration::from_millis(2_500), "it was not slow: {answered:?}");
-    assert!(flipped < Duration::from_millis(2_000), "{flipped:?}");
+    assert!(flipped < Duration::from_secs(2), "{flipped:?}");
 }
 
 #[test]
