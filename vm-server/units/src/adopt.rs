@@ -162,7 +162,6 @@ impl Supervisor {
     ) -> Result<Adopted, UnitError> {
         let systemd = self.need_systemd(unit)?;
         let name = unit.as_str();
-        self.check(consumer).await?;
         let look = systemd.look(name).await?.look;
         if let (Some(life), Some(before)) = (&look.life, before)
             && life != before
@@ -182,10 +181,12 @@ impl Supervisor {
                 _ => Adopted::Idle,
             }),
             (Adopt::Signal(signal), Some(life)) => {
+                self.check_unit(consumer).await?;
                 systemd.kill(name, signal_number(*signal)).await?;
                 Ok(Adopted::Asked(life))
             }
             (adopt, Some(_)) => {
+                self.check_unit(consumer).await?;
                 // Also where it did not fail yet: a start limit counts tries, not failures.
                 if direction == Direction::Back {
                     systemd.reset_failed(name).await?;
