@@ -48,6 +48,9 @@ pub const ORDER_VALIDITY_MS_MAX: u64 = 10 * 60 * 1000;
 pub const ORDER_VALIDITY_MS: u64 = 2 * 60 * 1000;
 /// How far ahead of ours a sender's clock may be.
 pub const CLOCK_AHEAD_MS_MAX: u64 = 60 * 1000;
+/// How far a host's clock may be off the sender's, either way, for an agreed instant. Beyond it `arm` is refused as
+/// `clock_off`, and the host flips when it is told. How long messages travel does not count.
+pub const ARM_CLOCK_OFF_MS_MAX: u64 = 1000;
 /// How far ahead the instant of an `arm` may lie.
 pub const ARM_HORIZON_MS_MAX: u64 = 60 * 1000;
 /// Pushes that the network half of a host serves at once; more are told to come back.

@@ -177,7 +177,7 @@ fn openbao_tests() -> anyhow::Result<()> {
 }
 
 fn postgresql_tests() -> anyhow::Result<()> {
-    tests(&["fixtures", "postgresql"], &["--quiet"])
+    tests(&["fixtures", "postgresql", "control_plane"], &["--quiet"])
 }
 
 fn machine_tests() -> anyhow::Result<()> {
@@ -259,4 +259,22 @@ fn without_root(command: &Command) -> Command {
         .env("TMPDIR", "/tmp")
         .env("HOME", "/nonexistent");
     lowered
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    /// What is excluded above is named one by one, so that nothing is left out unseen.
+    #[test]
+    fn every_test_of_services_and_machines_belongs_to_a_part() {
+        let parts = include_str!("test.rs");
+        for package in ["services", "host"] {
+            let folder = crate::process::root().join("tests").join(package).join("tests");
+            for test in std::fs::read_dir(folder).unwrap() {
+                let name = test.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
+                assert!(parts.contains(&format!("\"{name}\"")), "tests/{package}: no part runs {name}");
+            }
+        }
+    }
 }

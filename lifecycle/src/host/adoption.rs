@@ -178,12 +178,12 @@ impl Machine {
     }
 
     pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life) {
-        let by = self.state.by(consumer);
+        let by_itself = self.state.by(consumer) == By::Itself || self.state.awaits_window(consumer);
         let Some(turn) = self.state.turn else { return };
         let Some(taking) = self.taking(turn, consumer) else { return };
         let awaited = match &taking.phase {
             Phase::Idle => true,
-            Phase::Waiting { was: Some(was), .. } => by == By::Itself && *was != life,
+            Phase::Waiting { was: Some(was), .. } => by_itself && *was != life,
             _ => false,
         };
         if awaited {

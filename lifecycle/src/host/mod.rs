@@ -254,7 +254,8 @@ pub enum HostEffect {
         /// Whether the current link is withdrawn if it points to the version.
         withdraw: bool,
     },
-    /// Find the present life of a consumer. Outcome: `Looked`.
+    /// Find the present life of a consumer; of one that awaits its window ([`SetState::awaits_window`]) only once that
+    /// is open. Outcome: `Looked`.
     Look {
         /// For which turn.
         turn: Turn,

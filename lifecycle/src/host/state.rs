@@ -157,7 +157,7 @@ impl Phase {
 
     const fn word(&self, by: By, permitted: bool) -> ConsumerState {
         match self {
-            Self::Waiting { .. } if permitted && matches!(by, By::Itself) => ConsumerState::Postponed,
+            Self::Waiting { .. } if permitted && !matches!(by, By::Permit) => ConsumerState::Postponed,
             Self::Adopting { .. } if matches!(by, By::Window) => ConsumerState::Postponed,
             Self::New | Self::Waiting { .. } | Self::Adopting { .. } => ConsumerState::Waiting,
             Self::Idle => ConsumerState::Idle,
@@ -229,12 +229,23 @@ impl SetState {
         let by_itself = |name: &ConsumerName| self.by(name) == By::Itself;
         let awaited = self.consumers.iter().filter_map(|(name, taking)| match &taking.phase {
             Phase::Idle => Some((name.clone(), None)),
-            Phase::Waiting { was: Some(was), .. } if by_itself(name) => {
+            Phase::Waiting { was: Some(was), .. } if by_itself(name) || self.awaits_window(name) => {
                 Some((name.clone(), Some(was.clone())))
             }
             _ => None,
         });
         awaited.collect()
+    }
+
+    /// Whether a consumer has the permit and is not to be looked at again, and so not disturbed, before its window is
+    /// open: it is still on the version that was left, whatever is agreed upon meanwhile.
+    pub fn awaits_window(&self, consumer: &ConsumerName) -> bool {
+        let forward = self.turn.is_some_and(|turn| !turn.back);
+        let waits = |taking: &Taking| matches!(taking.phase, Phase::Waiting { revive: false, .. });
+        self.by(consumer) == By::Window
+            && forward
+            && self.permitted
+            && self.consumers.get(consumer).is_some_and(waits)
     }
 
     /// Whether there is a seal that is not finished.

@@ -2,6 +2,7 @@
 //! once; every effect twice; and its database put back to any earlier step while the hosts have moved on.
 //!
 //! The steps are counted in a run that nobody kills. `ESO_FLEET_STEPS=7,8` takes these steps only.
+#![cfg(feature = "failpoints")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,10 +1,11 @@
 //! The socket on which applications say "on N+1, N dropped".
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::limit::REPORTED_BYTES_MAX;
@@ -12,13 +13,53 @@ use protocol::reported::{Reply, Statement};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 
 use crate::input::Input;
 
 /// Applications that may be connected at once; more wait.
-const CONNECTIONS_MAX: usize = 64;
-/// How long an application may stay silent.
+const CONNECTIONS_MAX: usize = 256;
+/// Connections that one user may have at once, so that nobody takes the places of all others.
+const CONNECTIONS_OF_ONE_USER_MAX: usize = 32;
+/// How long an application may take from one line to the end of the next.
 const SILENCE: Duration = Duration::from_mins(10);
+/// How long it may take to read an answer.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// How many connections each user has.
+type Users = Arc<Mutex<BTreeMap<u32, usize>>>;
+
+/// One connection of a user, as long as it is there.
+struct Place {
+    users: Users,
+    uid: u32,
+}
+
+impl Place {
+    /// None when the user has enough of them.
+    fn take(users: &Users, uid: u32) -> Option<Self> {
+        let mut counted = users.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counted.entry(uid).or_default();
+        if *count >= CONNECTIONS_OF_ONE_USER_MAX {
+            return None;
+        }
+        *count += 1;
+        drop(counted);
+        Some(Self { users: Arc::clone(users), uid })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counted = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counted.get_mut(&self.uid) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counted.remove(&self.uid);
+            }
+        }
+    }
+}
 
 /// Binds the socket; any user may connect, and is known by the kernel's word only.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -33,15 +74,15 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves applications for ever.
 pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (places, users) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Users::default());
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let inbox = inbox.clone();
+                let (inbox, users) = (inbox.clone(), Arc::clone(&users));
                 tokio::spawn(async move {
-                    if let Err(error) = tokio::time::timeout(SILENCE, converse(stream, &inbox)).await {
-                        tracing::debug!(%error, "an application was silent for too long");
+                    if let Err(error) = receive(stream, &inbox, &users).await {
+                        tracing::debug!(%error, "a conversation with an application has ended");
                     }
                     drop(place);
                 });
@@ -54,6 +95,16 @@ pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
     }
 }
 
+async fn receive(mut stream: UnixStream, inbox: &Sender<Input>, users: &Users) -> io::Result<()> {
+    let uid = stream.peer_cred()?.uid();
+    let Some(_place) = Place::take(users, uid) else {
+        let message = format!("user {uid} has {CONNECTIONS_OF_ONE_USER_MAX} connections already: close some");
+        let line = refused("too_many", message).to_line().map_err(io::Error::other)?;
+        return timeout(ANSWER_TIME, stream.write_all(&line)).await?;
+    };
+    converse(stream, inbox).await
+}
+
 async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
     let pid = stream.peer_cred()?.pid();
     let (reader, mut writer) = stream.into_split();
@@ -61,7 +112,8 @@ async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
     loop {
         let mut line = Vec::new();
         let limit = u64::try_from(REPORTED_BYTES_MAX).unwrap_or(u64::MAX);
-        if (&mut lines).take(limit).read_until(b'\n', &mut line).await? == 0 {
+        let mut one = (&mut lines).take(limit);
+        if timeout(SILENCE, one.read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
         let whole = line.ends_with(b"\n");
@@ -71,7 +123,7 @@ async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
             (Err(error), _) => refused("malformed", error.to_string()),
         };
         let line = reply.to_line().map_err(io::Error::other)?;
-        writer.write_all(&line).await?;
+        timeout(ANSWER_TIME, writer.write_all(&line)).await??;
         if !whole {
             return Ok(());
         }

@@ -2,24 +2,26 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-use host_policy::{Adopt, HostPolicy};
+use host_policy::HostPolicy;
 use lifecycle::host::{Answer, HostEvent};
 use lifecycle::{ConsumerName, Evidence, Millis, SetName};
 use protocol::order::OrderIdentity;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
-use protocol::{Frame, TrustAnchor};
+use protocol::{Frame, TrustAnchor, UnixMillis};
 
-use crate::clock;
+use crate::clock::{self, SenderClock};
+use crate::consumers::Who;
 use crate::input::Input;
 use crate::journal::JournalError;
 use crate::keep::{Identity, Keeper};
 use crate::record::{HostRecord, Record, RecordRef, SetRecord};
 use crate::reporting::{NUMBERS_RESERVED, Sent};
-use crate::set::Set;
+use crate::set::{ASK_MAX, Set};
 use crate::tools::Tools;
 use crate::watch::Watch;
 use crate::witness::{View, Witness, declared_life};
@@ -50,6 +52,7 @@ pub(crate) struct Applier {
     pub(crate) sets: BTreeMap<SetName, Set>,
     /// Orders that were accepted lately.
     pub(crate) accepted: VecDeque<OrderIdentity>,
+    pub(crate) sender_clock: SenderClock,
     pub(crate) next_sequence: u64,
     pub(crate) sent: Option<Sent>,
     /// Where reports go while the network half is connected.
@@ -92,6 +95,7 @@ impl Applier {
             policy,
             sets,
             accepted: VecDeque::new(),
+            sender_clock: SenderClock::default(),
             sent: None,
             reports: None,
             network_means: Vec::new(),
@@ -198,12 +202,15 @@ impl Applier {
             }
             Input::Acknowledged { frame } => self.acknowledged(&frame),
             Input::Connected { pid, reports, means } => {
-                if let Some(pid) = pid {
-                    self.tools.witness.is_ours(pid);
-                }
+                self.tools.witness.network_is(pid);
                 self.connected(reports, means);
             }
+            Input::Disconnected => self.tools.witness.network_is(None),
             Input::Outcome { set, event } => {
+                let of = self.sets.get(&set);
+                if of.is_some_and(|set| set.is_too_early(&mut self.tools, &event)) {
+                    return;
+                }
                 if let Err(error) = self.give(&set, event) {
                     tracing::error!(%set, %error, "an outcome is not in the journal yet");
                 }
@@ -213,13 +220,7 @@ impl Applier {
                 // Whoever spoke may be gone.
                 let _ = reply.send(self.said(pid, &statement));
             }
-            Input::Trouble { set, consumer, message } => {
-                let about = format!("{set}/{consumer}");
-                match message {
-                    Some(message) => self.tools.notice("consumer", about, message),
-                    None => self.tools.unnotice("consumer", &about),
-                }
-            }
+            Input::Trouble { set, consumer, trouble } => self.tools.trouble(&set, &consumer, trouble),
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
             Input::PlacesTouched => {
                 self.places_due.get_or_insert(Instant::now() + QUIET);
@@ -231,21 +232,38 @@ impl Applier {
 
     /// Gives one event to one set.
     pub(crate) fn give(&mut self, name: &SetName, event: HostEvent) -> Result<Option<Answer>, JournalError> {
-        match self.sets.get_mut(name) {
-            Some(set) => set.give(&mut self.tools, event),
-            None => Ok(None),
-        }
+        self.with_set(name, |set, tools| set.give(tools, event)).unwrap_or(Ok(None))
+    }
+
+    /// Has one set at work, while the others' agreed instants are met.
+    pub(crate) fn with_set<T>(
+        &mut self,
+        name: &SetName,
+        work: impl FnOnce(&mut Set, &mut Tools) -> T,
+    ) -> Option<T> {
+        let mut set = self.sets.remove(name)?;
+        self.tools.others = std::mem::take(&mut self.sets);
+        let done = work(&mut set, &mut self.tools);
+        self.sets = std::mem::take(&mut self.tools.others);
+        self.sets.insert(name.clone(), set);
+        Some(done)
+    }
+
+    /// Waits for an answer, while the agreed instants of all sets are met. None when it did not come in time.
+    fn await_answer<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        self.tools.others = std::mem::take(&mut self.sets);
+        let answer = self.tools.wait(ASK_MAX, work);
+        self.sets = std::mem::take(&mut self.tools.others);
+        answer
     }
 
     /// Flips what is due.
     fn tick(&mut self) {
-        let now = clock::boot();
         for set in self.sets.values_mut() {
-            if set.next_due().is_some_and(|due| due <= now)
-                && let Err(error) = set.give(&mut self.tools, HostEvent::Tick)
-            {
-                tracing::error!(set = %set.name, %error, "a flip is not in the journal yet");
-            }
+            set.flip_if_due(&mut self.tools);
         }
         if self.tools.recheck {
             self.look_again();
@@ -263,7 +281,8 @@ impl Applier {
         }
         // In time to be quiet before it.
         let flips = flips.map(|due| due.saturating_sub(Duration::from_millis(HUSH.0)));
-        let others = [self.policy_due, self.places_due, self.report_due(), self.look_due()];
+        let exact_due = self.tools.witness.exact_due();
+        let others = [self.policy_due, self.places_due, self.report_due(), self.look_due(), exact_due];
         let others = others.into_iter().flatten().chain(self.refresh_due());
         let others = others.map(|due| due.saturating_duration_since(now));
         flips.chain(others).min().unwrap_or(Duration::from_mins(1))
@@ -318,10 +337,40 @@ impl Applier {
         if self.look_due().is_some_and(|due| due <= now) {
             self.observe_and_recheck();
         }
+        if self.tools.witness.exact_due().is_some_and(|due| due <= now) {
+            self.start_exact_again();
+        }
         if self.tools.journal.wants_compaction()
             && let Err(error) = self.compact()
         {
             self.tools.notice("journal", "host", error.to_string());
+        }
+    }
+
+    /// Openers are held again from now on. Whoever opened meanwhile was seen all the same; of whom nothing is known but
+    /// that, is a gap.
+    fn start_exact_again(&mut self) {
+        let started = self.await_answer(async {
+            let started = tokio::task::spawn_blocking(crate::witness::start_exact).await;
+            started.unwrap_or_else(|error| Err(error.to_string()))
+        });
+        let ended = self.tools.witness.exact_ended();
+        self.tools.witness.exact_started(started.unwrap_or_else(|| Err("no answer in time".to_owned())));
+        self.tools.changed = true;
+        if !self.tools.witness.is_exact() {
+            return;
+        }
+        for set in self.sets.values_mut() {
+            set.watch_again(&self.tools);
+        }
+        if let Some(ended) = ended {
+            let now = UnixMillis::now();
+            let message = format!(
+                "openers were not held from {} to {} (milliseconds since 1970): whoever read and was gone before it was looked at is a gap",
+                ended.0, now.0
+            );
+            self.tools.notice("exact_ended", "exact", message);
+            self.tools.unnotice("exact_ended", "exact");
         }
     }
 
@@ -365,6 +414,10 @@ impl Applier {
     /// Looks at readers, processes and consumers, and brings every set's evidence up to date.
     pub(crate) fn observe(&mut self) {
         let (look, table) = self.tools.witness.look();
+        if let Some(ended) = self.tools.witness.exact_has_ended() {
+            let message = format!("openers have not been held since {} (milliseconds since 1970)", ended.0);
+            self.tools.notice("exact_ended", "exact", message);
+        }
         self.tools.view = View { table, ..View::default() };
         if look.has_pid_1() {
             self.tools.view.read_by_pid_1 = self.read_by_pid_1();
@@ -389,11 +442,12 @@ impl Applier {
             changed |= evidence.refresh(&scene);
             if let (Evidence::Kernel, Some(turn)) = (evidence.kind(), set.record.machine.turn()) {
                 let current = turn.version;
-                let is_restarted = |name: &ConsumerName| {
+                // Whoever keeps its process keeps the old version too until it has read all of the new one.
+                let begins_anew = |name: &ConsumerName| {
                     let consumer = set.policy.as_ref().and_then(|policy| policy.consumer(name));
-                    consumer.is_some_and(|consumer| consumer.adopt == Adopt::Restart)
+                    consumer.is_some_and(|consumer| !consumer.adopt.keeps_the_process())
                 };
-                let halves = evidence.mixed(current, &scene).into_iter().filter(is_restarted);
+                let halves = evidence.mixed(current, &scene).into_iter().filter(begins_anew);
                 mixed.extend(halves.map(|consumer| (set.name.clone(), HostEvent::Mixed { turn, consumer })));
                 for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
                     if evidence.was_read_by(&consumer.name, current, &scene) {
@@ -427,40 +481,59 @@ impl Applier {
     }
 
     /// The files that systemd reads itself, and for which units. Without an answer such a reading is a gap.
-    fn read_by_pid_1(&self) -> Vec<(String, PathBuf)> {
-        let Some(systemd) = self.tools.tasks.supervisor().systemd() else { return Vec::new() };
-        let files = self.tools.tasks.runtime().block_on(systemd.files_read_for_services());
+    fn read_by_pid_1(&mut self) -> Vec<(String, PathBuf)> {
+        let supervisor = Arc::clone(self.tools.tasks.supervisor());
+        let files = self.await_answer(async move {
+            match supervisor.systemd() {
+                Some(systemd) => systemd.files_read_for_services().await,
+                None => Ok(Vec::new()),
+            }
+        });
+        let files = files.unwrap_or_else(|| Err(units::UnitError::Lost("no answer in time".to_owned())));
         files
             .inspect_err(|error| tracing::warn!(%error, "it is not known for which unit PID 1 reads"))
             .unwrap_or_default()
     }
 
-    /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them.
-    fn look_at_consumers(
-        &mut self,
-    ) -> BTreeMap<crate::consumers::Who, Result<units::Look, units::UnitError>> {
-        let supervisor = self.tools.tasks.supervisor().clone();
-        let runtime = self.tools.tasks.runtime().clone();
-        let mut looks = BTreeMap::new();
+    /// How each consumer of a set looks. Units are known to the evidence by what systemd says of them; of whom it says
+    /// nothing in time it is not known whether they run.
+    fn look_at_consumers(&mut self) -> BTreeMap<Who, Result<units::Look, units::UnitError>> {
+        let supervisor = Arc::clone(self.tools.tasks.supervisor());
+        let mut asked = Vec::new();
         for set in self.sets.values().filter(|set| !set.machine().known().is_empty()) {
             for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
-                let look = runtime.block_on(supervisor.look(consumer));
-                if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
-                    let invocation = look.life.as_ref().map(ToString::to_string);
-                    let life = holders::UnitLife {
-                        invocation,
-                        earlier_ended: Some(
-                            look.earlier_ended_ms.map_or(lifecycle::Millis(0), clock::boot_of_monotonic),
-                        ),
-                        changing: look.health == units::Health::Changing,
-                    };
-                    self.tools.view.units.insert(unit.as_str().to_owned(), life);
-                }
-                let who = (set.name.clone(), consumer.name.clone());
-                if let Ok(units::Look { life: Some(units::LifeId::Process { pid, .. }), .. }) = &look {
-                    self.tools.view.main_pids.insert(who.clone(), *pid);
-                }
-                looks.insert(who, look);
+                asked.push(((set.name.clone(), consumer.name.clone()), consumer.clone()));
+            }
+        }
+        if asked.is_empty() {
+            return BTreeMap::new();
+        }
+        let (tells, told) = std::sync::mpsc::channel();
+        let questions = asked.clone();
+        // In one task: each takes the same way over one connection.
+        self.await_answer(async move {
+            for (who, consumer) in questions {
+                // Nobody listens any more when it took too long.
+                let _ = tells.send((who, supervisor.look(&consumer).await));
+            }
+        });
+        let mut looks: BTreeMap<Who, Result<units::Look, units::UnitError>> = told.try_iter().collect();
+        for (who, consumer) in asked {
+            let lost = || Err(units::UnitError::Lost("no answer in time".to_owned()));
+            let look = looks.entry(who.clone()).or_insert_with(lost);
+            if let (Some(unit), Ok(look)) = (consumer.unit(), &look) {
+                let invocation = look.life.as_ref().map(ToString::to_string);
+                let life = holders::UnitLife {
+                    invocation,
+                    earlier_ended: Some(
+                        look.earlier_ended_ms.map_or(lifecycle::Millis(0), clock::boot_of_monotonic),
+                    ),
+                    changing: look.health == units::Health::Changing,
+                };
+                self.tools.view.units.insert(unit.as_str().to_owned(), life);
+            }
+            if let Ok(units::Look { life: Some(units::LifeId::Process { pid, .. }), .. }) = &look {
+                self.tools.view.main_pids.insert(who, *pid);
             }
         }
         looks

@@ -1,7 +1,9 @@
 //! Looks at consumers, makes them take up versions and watches them settle: tasks that may take their time.
 //!
-//! At most one task runs for a consumer of a set. Each ends with an event for the host machine, named after the turn
-//! it was for, so one that comes too late changes nothing.
+//! One task at most counts for a consumer of a set. Each ends with an event for the host machine, named after the turn
+//! it was for, so one that comes too late changes nothing. A task that only waits (for a window, for the consumer to
+//! show itself, for systemd to come back) is given up as soon as another takes its slot; one that asks the supervisor
+//! to change something is never cut short, and whoever comes after waits for its end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use host_policy::{Adopt, Consumer};
+use host_policy::{Adopt, Consumer, SetPolicy};
 use lifecycle::host::{HostEffect, HostEvent, Life, Turn};
 use lifecycle::{ConsumerName, SetName, Version};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use units::{Adopted, Direction, Health, LifeId, Look, Settled, Supervisor, UnitError};
@@ -21,8 +23,12 @@ use crate::input::Input;
 
 /// How often a consumer is looked at while its next life is awaited.
 const AWAIT_LOOK_MS: u64 = 250;
-/// How long a failed question to the supervisor waits before it is asked again.
+/// How long a failed question to the supervisor waits before it is asked again. The wait doubles.
 const RETRY_MS: u64 = 1_000;
+/// The longest such wait.
+const RETRY_MS_MAX: u64 = 5_000;
+/// How often a closed window is looked at.
+const WINDOW_LOOK_MS: u64 = 1_000;
 /// How long a consumer that is between two states is waited for before it counts as it looks.
 const CHANGING_LOOKS: u32 = 50;
 
@@ -43,24 +49,62 @@ pub(crate) struct Tasks {
 }
 
 struct Slot {
-    effect: HostEffect,
+    errand: Wanted,
     abort: AbortHandle,
     /// Its outcome is on its way: the same look is then another one.
     told: Arc<AtomicBool>,
     /// Held while the supervisor is asked to change something, so that a later task waits for its end.
-    turnstile: Arc<tokio::sync::Mutex<()>>,
+    turnstile: Turnstile,
+    /// Dropped with the slot: its task gives up waiting.
+    _kept: watch::Sender<()>,
+}
+
+type Turnstile = Arc<tokio::sync::Mutex<()>>;
+
+/// What is wanted of a consumer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wanted {
+    /// Of whom, as policy says now.
+    pub(crate) consumer: Consumer,
+    /// Whether it will be seen, or will say, that it is on a version: then `reload` alone proves nothing.
+    pub(crate) shows_itself: bool,
+    /// Whether it may be disturbed in its window only, and so is not even looked at before.
+    pub(crate) in_its_window: bool,
+    pub(crate) effect: HostEffect,
 }
 
 /// What a task needs to know of its consumer.
-#[derive(Clone)]
 struct Errand {
     supervisor: Arc<Supervisor>,
     consumer: Consumer,
-    /// Whether it will be seen, or will say, that it is on a version: then `reload` alone proves nothing.
     shows_itself: bool,
+    in_its_window: bool,
     seen_on: watch::Receiver<SeenOn>,
     who: Who,
     inbox: Sender<Input>,
+    turnstile: Turnstile,
+    /// Closed once another task counts.
+    slot: Slotted,
+}
+
+/// Tells a task whether it still counts.
+#[derive(Clone)]
+struct Slotted(watch::Receiver<()>);
+
+impl Slotted {
+    fn is_taken(&self) -> bool {
+        self.0.has_changed().is_err()
+    }
+
+    /// What is waited for, or nothing once another task counts.
+    async fn unless_taken<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut kept = self.0.clone();
+        let taken = async { while kept.changed().await.is_ok() {} };
+        tokio::select! {
+            () = taken => None,
+            value = wait => Some(value).filter(|_| !self.is_taken()),
+        }
+    }
 }
 
 impl Tasks {
@@ -87,49 +131,65 @@ impl Tasks {
     }
 
     /// Begins what the effect asks for, unless it is under way.
-    pub(crate) fn begin(
-        &mut self,
-        set: &SetName,
-        consumer: Consumer,
-        shows_itself: bool,
-        effect: HostEffect,
-    ) {
-        let who = (set.clone(), consumer.name.clone());
-        let mut turnstile = Arc::default();
+    pub(crate) fn begin(&mut self, set: &SetName, wanted: Wanted) {
+        let who = (set.clone(), wanted.consumer.name.clone());
+        let mut turnstile = Turnstile::default();
         if let Some(slot) = self.slots.get(&who) {
-            let looked = matches!(effect, HostEffect::Look { .. }) && slot.told.load(Ordering::SeqCst);
-            if slot.effect == effect && !slot.abort.is_finished() && !looked {
+            let looked = matches!(wanted.effect, HostEffect::Look { .. }) && slot.told.load(Ordering::SeqCst);
+            if slot.errand == wanted && !slot.abort.is_finished() && !looked {
                 return;
-            }
-            // Looking and settling change nothing and may be given up; what asks the supervisor holds the turnstile.
-            if !matches!(slot.effect, HostEffect::Adopt { .. }) {
-                slot.abort.abort();
             }
             turnstile = Arc::clone(&slot.turnstile);
         }
+        self.give_up(&who);
+        let (kept, slot) = watch::channel(());
         let errand = Errand {
             supervisor: Arc::clone(&self.supervisor),
-            consumer,
-            shows_itself,
+            consumer: wanted.consumer.clone(),
+            shows_itself: wanted.shows_itself,
+            in_its_window: wanted.in_its_window,
             seen_on: self.seen_on.subscribe(),
             who: who.clone(),
             inbox: self.inbox.clone(),
+            turnstile: Arc::clone(&turnstile),
+            slot: Slotted(slot),
         };
-        let (inbox, set, asked, gate) =
-            (self.inbox.clone(), set.clone(), effect.clone(), Arc::clone(&turnstile));
+        let (inbox, set, asked) = (self.inbox.clone(), set.clone(), wanted.effect.clone());
         let told = Arc::new(AtomicBool::new(false));
         let tells = Arc::clone(&told);
         let task = self.runtime.spawn(async move {
-            let held = gate.lock().await;
             let outcome = errand.run(asked).await;
-            drop(held);
             tells.store(true, Ordering::SeqCst);
             if let Some(event) = outcome {
                 // The other end is gone only when the applier ends.
                 let _ = inbox.send(Input::Outcome { set, event });
             }
         });
-        self.slots.insert(who, Slot { effect, abort: task.abort_handle(), told, turnstile });
+        let slot = Slot { errand: wanted, abort: task.abort_handle(), told, turnstile, _kept: kept };
+        self.slots.insert(who, slot);
+    }
+
+    /// Another task counts from now on, or none.
+    fn give_up(&mut self, who: &Who) {
+        let Some(slot) = self.slots.remove(who) else { return };
+        // Looking and settling change nothing and may be cut short anywhere.
+        if !matches!(slot.errand.effect, HostEffect::Adopt { .. }) {
+            slot.abort.abort();
+        }
+    }
+
+    /// The policy of a set changed: what is under way goes on as it says now, and ends for whom it names no more.
+    pub(crate) fn follow(&mut self, set: &SetName, policy: Option<&SetPolicy>) {
+        let of_set = self.slots.iter().filter(|((of, _), slot)| of == set && !slot.abort.is_finished());
+        let under_way: Vec<(Who, Wanted)> =
+            of_set.map(|(who, slot)| (who.clone(), slot.errand.clone())).collect();
+        for (who, wanted) in under_way {
+            match policy.and_then(|policy| policy.consumer(&who.1)) {
+                Some(consumer) if *consumer == wanted.consumer => {}
+                Some(consumer) => self.begin(set, Wanted { consumer: consumer.clone(), ..wanted }),
+                None => self.give_up(&who),
+            }
+        }
     }
 
     /// Waits for the next life of these consumers of a set, and for no others.
@@ -178,14 +238,26 @@ async fn next_life(supervisor: &Supervisor, consumer: &Consumer, was: Option<&Li
 impl Errand {
     async fn run(self, effect: HostEffect) -> Option<HostEvent> {
         match effect {
-            HostEffect::Look { turn, .. } => Some(self.look(turn).await),
-            HostEffect::Adopt { turn, was, revive, .. } => Some(self.adopt(turn, was, revive).await),
-            HostEffect::Settle { turn, life, .. } => Some(self.settle(turn, life).await),
+            HostEffect::Look { turn, .. } => self.look(turn).await,
+            HostEffect::Adopt { turn, was, revive, .. } => self.adopt(turn, was, revive).await,
+            HostEffect::Settle { turn, life, .. } => {
+                self.turn_comes().await?;
+                Some(self.settle(turn, life).await)
+            }
             _ => None,
         }
     }
 
-    async fn look(self, turn: Turn) -> HostEvent {
+    /// Waits for the end of what the supervisor was asked before.
+    async fn turn_comes(&self) -> Option<OwnedMutexGuard<()>> {
+        self.slot.unless_taken(Arc::clone(&self.turnstile).lock_owned()).await
+    }
+
+    async fn look(self, turn: Turn) -> Option<HostEvent> {
+        if self.in_its_window {
+            self.window_opens().await?;
+        }
+        drop(self.turn_comes().await?);
         let mut look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
         for _ in 0..CHANGING_LOOKS {
             if !matches!(look, Ok(Look { health: Health::Changing, .. })) {
@@ -195,22 +267,26 @@ impl Errand {
             look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
         }
         let (life, running) = match look {
-            Ok(look) => (look.life, matches!(look.health, Health::Running | Health::Finished)),
+            Ok(look) => {
+                self.tell(None);
+                (look.life, matches!(look.health, Health::Running | Health::Finished))
+            }
             // Gone from the host, or a pid file that names somebody else: it does not run.
             Err(error) => {
-                self.tell(Some(error.to_string()));
+                self.tell(Some(&error));
                 (None, false)
             }
         };
         let healthy = running && self.passes_probe().await;
-        self.looked(turn, life.as_ref(), healthy)
+        Some(self.looked(turn, life.as_ref(), healthy))
     }
 
     /// Tells an operator that the consumer cannot be asked, or can again.
-    fn tell(&self, message: Option<String>) {
+    fn tell(&self, trouble: Option<&UnitError>) {
         let (set, consumer) = self.who.clone();
+        let trouble = trouble.map(|error| (error.code(), error.to_string()));
         // The other end is gone only when the applier ends.
-        let _ = self.inbox.send(Input::Trouble { set, consumer, message });
+        let _ = self.inbox.send(Input::Trouble { set, consumer, trouble });
     }
 
     async fn passes_probe(&self) -> bool {
@@ -225,32 +301,24 @@ impl Errand {
         HostEvent::Looked { turn, consumer, life: life.map(life_of), healthy }
     }
 
-    async fn adopt(mut self, turn: Turn, was: Option<Life>, revive: bool) -> HostEvent {
-        self.window_opens().await;
+    async fn adopt(mut self, turn: Turn, was: Option<Life>, revive: bool) -> Option<HostEvent> {
         let before = was.as_ref().and_then(id_of);
+        // Whoever broke on the version that is left is not left broken until a window opens.
+        if !revive || self.is_running().await {
+            self.window_opens().await?;
+        }
         let direction = if revive { Direction::Back } else { Direction::Forward };
-        let asked = loop {
-            match self.supervisor.adopt(&self.consumer, before.as_ref(), direction).await {
-                Ok(asked) => break asked,
-                Err(error @ UnitError::TooLong { .. }) => break Adopted::Failed(error.to_string()),
-                // Not the credential's fault: nothing is flipped back for it, it stays to be adopted.
-                Err(error) => {
-                    self.tell(Some(error.to_string()));
-                    sleep(Duration::from_millis(RETRY_MS)).await;
-                }
-            }
-        };
-        self.tell(None);
-        match asked {
+        let adopted = self.ask(before.as_ref(), direction).await?;
+        Some(match adopted {
             Adopted::Asked(mut life) | Adopted::AlreadyNew(mut life) => {
                 if self.consumer.adopt.keeps_the_process() && before.as_ref() == Some(&life) {
-                    life = self.until_seen_on(turn.version, life).await;
+                    life = self.until_seen_on(turn.version, life).await?;
                 }
                 self.took_up(turn, &life)
             }
             Adopted::Waiting => match before {
                 Some(life) if self.consumer.adopt == Adopt::Reopen => {
-                    let life = self.until_seen_on(turn.version, life).await;
+                    let life = self.until_seen_on(turn.version, life).await?;
                     self.took_up(turn, &life)
                 }
                 _ => self.looked(turn, None, false),
@@ -259,6 +327,41 @@ impl Errand {
             Adopted::Failed(reason) => {
                 HostEvent::Unhealthy { turn, consumer: self.consumer.name.clone(), reason }
             }
+        })
+    }
+
+    async fn is_running(&self) -> bool {
+        self.supervisor.look(&self.consumer).await.is_ok_and(|look| look.life.is_some())
+    }
+
+    /// Asks the supervisor, and is not given up while it does. Between two tries others may come.
+    async fn ask(&self, before: Option<&LifeId>, direction: Direction) -> Option<Adopted> {
+        let mut pause = RETRY_MS;
+        loop {
+            let held = self.turn_comes().await?;
+            let asked = self.supervisor.adopt(&self.consumer, before, direction).await;
+            drop(held);
+            match asked {
+                Ok(adopted) => {
+                    self.tell(None);
+                    return Some(adopted);
+                }
+                Err(error @ UnitError::TooLong { .. }) => {
+                    self.tell(None);
+                    return Some(Adopted::Failed(error.to_string()));
+                }
+                // A unit that is gone does not run, and is awaited like any other.
+                Err(error @ UnitError::Vanished { .. }) => {
+                    self.tell(Some(&error));
+                    return Some(Adopted::Idle);
+                }
+                // Not the credential's fault: nothing is flipped back for it, it stays to be adopted.
+                Err(error) => {
+                    self.tell(Some(&error));
+                    self.slot.unless_taken(sleep(Duration::from_millis(pause))).await?;
+                    pause = (pause * 2).min(RETRY_MS_MAX);
+                }
+            }
         }
     }
 
@@ -266,24 +369,26 @@ impl Errand {
         HostEvent::TookUp { turn, consumer: self.consumer.name.clone(), life: life_of(life) }
     }
 
-    async fn window_opens(&self) {
-        let Some(window) = self.consumer.window else { return };
+    async fn window_opens(&self) -> Option<()> {
+        let Some(window) = self.consumer.window else { return Some(()) };
         while !window.is_open(protocol::UnixMillis::now().0 / 1000) {
-            sleep(Duration::from_millis(RETRY_MS)).await;
+            self.slot.unless_taken(sleep(Duration::from_millis(WINDOW_LOOK_MS))).await?;
         }
+        Some(())
     }
 
     /// A reload that does nothing is not adopted: where it can be seen, it has to be seen. The life that was seen:
     /// another one than `life` when somebody has restarted it meanwhile.
-    async fn until_seen_on(&mut self, version: Version, life: LifeId) -> LifeId {
+    async fn until_seen_on(&mut self, version: Version, life: LifeId) -> Option<LifeId> {
         if !self.shows_itself {
-            return life;
+            return Some(life);
         }
-        let who = self.who.clone();
+        let (slot, who) = (self.slot.clone(), self.who.clone());
         // Ends when the applier does.
-        let _ = self.seen_on.wait_for(|seen| seen.get(&who) == Some(&version)).await;
-        let look = self.patiently(|| self.supervisor.look(&self.consumer)).await;
-        look.ok().and_then(|look| look.life).unwrap_or(life)
+        let seen = self.seen_on.wait_for(|seen| seen.get(&who) == Some(&version));
+        let _ = slot.unless_taken(seen).await?;
+        let look = slot.unless_taken(self.patiently(|| self.supervisor.look(&self.consumer))).await?;
+        Some(look.ok().and_then(|look| look.life).unwrap_or(life))
     }
 
     async fn settle(self, turn: Turn, life: Life) -> HostEvent {
@@ -307,7 +412,7 @@ impl Errand {
         loop {
             match ask().await {
                 Err(error) if error.is_passing() => {
-                    self.tell(Some(error.to_string()));
+                    self.tell(Some(&error));
                     sleep(Duration::from_millis(RETRY_MS)).await;
                 }
                 other => return other,

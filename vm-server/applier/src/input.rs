@@ -15,10 +15,12 @@ pub(crate) enum Input {
     Acknowledged { frame: Frame },
     /// The network half, this process, is connected and takes reports here.
     Connected { pid: Option<i32>, reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
+    /// The network half is gone.
+    Disconnected,
     /// What came of an effect that took its time.
     Outcome { set: SetName, event: HostEvent },
     /// A consumer cannot be asked for now, or can again.
-    Trouble { set: SetName, consumer: ConsumerName, message: Option<String> },
+    Trouble { set: SetName, consumer: ConsumerName, trouble: Option<(&'static str, String)> },
     /// An application spoke on its socket.
     Said { pid: i32, statement: Statement, reply: oneshot::Sender<Reply> },
     /// The policy's directory changed.

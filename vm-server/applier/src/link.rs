@@ -130,10 +130,12 @@ async fn converse(
             writer.write_all(&message.to_bytes()?).await?;
         }
     };
-    tokio::select! {
+    let ended = tokio::select! {
         ended = reading => ended,
         ended = writing => ended,
-    }
+    };
+    hand(inbox, Input::Disconnected)?;
+    ended
 }
 
 fn hand(inbox: &Sender<Input>, input: Input) -> Result<(), LinkError> {

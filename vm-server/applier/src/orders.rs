@@ -7,13 +7,10 @@ use protocol::report::{Outcome, Receipt};
 use protocol::{Frame, UnixMillis, order};
 
 use crate::applier::Applier;
+use crate::clock;
 use crate::keep;
 use crate::set::Set;
 
-/// How far a sender's clock may be ahead of ours for an agreed instant.
-const ARM_AHEAD_MS_MAX: u64 = 1_000;
-/// How old an `arm` may be by both clocks; beyond it, one of them is off.
-const ARM_AGE_MS_MAX: u64 = 10_000;
 /// How many accepted orders are remembered, to tell a replay from an order that was never taken.
 const REMEMBERED_MAX: usize = 256;
 
@@ -31,8 +28,9 @@ impl Applier {
             Err(error) => return refused_frame(frame, &error),
         };
         let identity = order.identity();
-        let age = age(order.payload().sent_at, now);
-        let sent_at = order.payload().sent_at;
+        let (sent_at, boot) = (order.payload().sent_at, clock::boot());
+        let age = self.sender_clock.age(sent_at, now, boot);
+        self.sender_clock.heard(sent_at, boot);
         let outcome = match &order.payload().body {
             Body::Rekey(rekey) => self.rekey(rekey),
             Body::Ask(ask) => self.ask(order.payload().epoch, ask),
@@ -158,25 +156,27 @@ impl Applier {
             Some(Ok(files)) => Some(files),
             Some(Err(error)) => return refused(error.code(), error.to_string()),
         };
-        let Some(set) = self.sets.get_mut(name) else { return refused("not_in_policy", "no such set") };
         let version = order.kind.version();
-        let before = set.machine().clone();
-        set.incoming = files.map(|files| (version, files));
         let digest = stage.as_ref().map(digest_of);
-        let given = set.give(&mut self.tools, HostEvent::Order { order: order.clone(), digest, age });
-        set.incoming = None;
-        let failed = set.machine().report().refused.filter(|refused| {
-            before.report().refused.as_ref() != Some(refused) && refused.version == version
+        let event = HostEvent::Order { order: order.clone(), digest, age };
+        let outcome = self.with_set(name, |set, tools| {
+            let before = set.machine().clone();
+            set.incoming = files.map(|files| (version, files));
+            let given = set.give(tools, event);
+            set.incoming = None;
+            let failed = set.machine().report().refused.filter(|refused| {
+                before.report().refused.as_ref() != Some(refused) && refused.version == version
+            });
+            match given {
+                Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
+                Ok(_) => match failed {
+                    Some(failed) => refused(&failed.code, failed.message),
+                    None => Outcome::Accepted { again: *set.machine() == before },
+                },
+                Err(error) => refused("not_kept", error.to_string()),
+            }
         });
-        let again = *set.machine() == before;
-        let outcome = match given {
-            Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
-            Ok(_) => match failed {
-                Some(failed) => refused(&failed.code, failed.message),
-                None => Outcome::Accepted { again },
-            },
-            Err(error) => refused("not_kept", error.to_string()),
-        };
+        let outcome = outcome.unwrap_or_else(|| refused("not_in_policy", "no such set"));
         self.look_again();
         outcome
     }
@@ -190,12 +190,6 @@ fn refused(code: &str, message: impl Into<String>) -> Outcome {
 fn refused_frame(frame: &Frame, error: &OrderError) -> Receipt {
     tracing::warn!(code = error.code(), %error, "order refused");
     Receipt { frame: frame.digest(), order: None, outcome: refused(error.code(), error.to_string()) }
-}
-
-/// How long ago it was sent; none when the two clocks cannot agree on an instant.
-fn age(sent_at: UnixMillis, now: UnixMillis) -> Option<Millis> {
-    let (ahead_ms, age_ms) = (sent_at.ms_since(now), now.ms_since(sent_at));
-    (ahead_ms <= ARM_AHEAD_MS_MAX && age_ms <= ARM_AGE_MS_MAX).then_some(Millis(age_ms))
 }
 
 /// One digest of all keyed digests of a version's files.

@@ -1,9 +1,9 @@
 //! A set's fixed places, and the end of a version on this host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use holders::{Needle, Sweep};
+use holders::{Found, Needle, Sweep};
 use host_policy::{PlaceKind, SetPolicy};
 use lifecycle::host::HostEvent;
 use lifecycle::report::PlaceFault;
@@ -13,7 +13,7 @@ use protocol::seal::StagedSet;
 use sets::{Existing, PlaceState, Places, SetError, SetFile};
 
 use crate::clock;
-use crate::record::Fault;
+use crate::record::{Fault, Removed};
 use crate::set::{Set, set_files};
 use crate::tools::Tools;
 
@@ -189,7 +189,7 @@ impl Set {
                 .ok_or_else(|| "its files cannot be unlinked".to_owned());
         }
         // Whoever opened it before it was unlinked has been seen by now: the caller has looked since.
-        self.inodes_are_free(pinned)?;
+        self.inodes_are_free(version, pinned)?;
         Ok(vec![HostEvent::Gone { version }])
     }
 
@@ -268,8 +268,9 @@ impl Set {
         }
     }
 
-    /// Looks for what opens cannot show. Gives the inodes that cleared processes pin.
-    fn sweep(&mut self, tools: &Tools, version: Version) -> Result<BTreeSet<Inode>, String> {
+    /// Looks for what opens cannot show. Gives the removed files that are known to be in use: of this version by whom
+    /// an operator cleared, of versions that are gone by anybody.
+    fn sweep(&mut self, tools: &Tools, version: Version) -> Result<Removed, String> {
         let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
         let copy = self.sought.get(&version);
         let values = copy.into_iter().flat_map(StagedSet::files);
@@ -280,15 +281,23 @@ impl Set {
         });
         let user = copy.and_then(StagedSet::user_name).and_then(Needle::user);
         let watched = self.record.evidence.watched(version);
+        let inodes: BTreeSet<Inode> = watched
+            .map(|file| Inode { device: file.device, number: file.inode })
+            .filter(|inode| self.pins.is_sure(version, *inode))
+            .collect();
+        let gone = self.inodes_of_gone();
         let sweep = Sweep {
-            inodes: watched
-                .map(|file| Inode { device: file.device, number: file.inode })
-                .filter(|inode| self.pins.is_sure(version, *inode))
-                .collect(),
+            inodes: inodes.iter().copied().chain(gone.keys().copied()).collect(),
             directory: self.directory_of(version),
             needles: values.chain(user).collect(),
         };
-        let traces = sweep.run(&tools.witness.proc, &tools.view.table, &rules);
+        let mut traces = sweep.run(&tools.witness.proc, &tools.view.table, &rules);
+        let of_gone = |found: &Found| found.inode.and_then(|inode| Some((*gone.get(&inode)?, inode.number)));
+        let mut removed = Removed::new();
+        for (gone, number) in traces.found.iter().filter_map(of_gone) {
+            removed.entry(gone).or_default().insert(number);
+        }
+        traces.found.retain(|found| found.inode.is_none_or(|inode| inodes.contains(&inode)));
         let scene = tools.view.scene(&rules);
         let excused = self.record.evidence.excused(version);
         self.record.evidence.found(version, &traces, &scene);
@@ -303,7 +312,23 @@ impl Set {
             return Err(format!("cannot look at {who}"));
         }
         let pinned = traces.found.iter().filter(|found| excused.contains(&found.process.id));
-        Ok(pinned.filter_map(|found| found.inode).collect())
+        for inode in pinned.filter_map(|found| found.inode) {
+            // Of a copy on another file system nothing is counted in this one.
+            if Some(inode.device) == self.pins.own_device {
+                removed.entry(version).or_default().insert(inode.number);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removed files of versions that are gone, and of which.
+    fn inodes_of_gone(&self) -> BTreeMap<Inode, Version> {
+        let Some(device) = self.pins.own_device else { return BTreeMap::new() };
+        let all = self.record.removed.iter();
+        all.flat_map(|(gone, numbers)| {
+            numbers.iter().map(move |number| (Inode { device, number: *number }, *gone))
+        })
+        .collect()
     }
 
     fn is_current_too(&self, tools: &Tools, name: &protocol::FileName, content: &[u8]) -> bool {
@@ -318,17 +343,29 @@ impl Set {
         Some((self.pins.own_device?, format!("/{}", crate::set::version_dir(version))))
     }
 
-    fn inodes_are_free(&mut self, pinned: BTreeSet<Inode>) -> Result<(), String> {
+    /// The kernel's own count. An inode is allowed for only where a living process was found to keep it: an allowance
+    /// that has ended, or is for a file elsewhere, excuses nobody else.
+    fn inodes_are_free(&mut self, version: Version, in_use: Removed) -> Result<(), String> {
         let Some(dir) = &self.dir else { return Ok(()) };
         let Some(inodes) = dir.inodes().map_err(|error| error.to_string())? else { return Ok(()) };
-        let allowed = self.record.pinned.saturating_add(pinned.len() as u64);
         let unaccounted = inodes.unaccounted();
+        let allowed = allowance(&in_use);
         if unaccounted > allowed {
-            return Err(format!("the kernel counts {unaccounted} removed files that are still in use"));
+            let unknown = unaccounted - allowed;
+            return Err(format!("the kernel counts {unknown} removed files that are still in use"));
         }
-        self.record.pinned = unaccounted;
+        if unaccounted == 0 {
+            self.record.removed.clear();
+        } else if let Some(numbers) = in_use.get(&version) {
+            self.record.removed.insert(version, numbers.clone());
+        }
         Ok(())
     }
+}
+
+/// How many inodes these files keep: each its own, and all of a version the one of its removed directory.
+fn allowance(in_use: &Removed) -> u64 {
+    in_use.values().filter(|files| !files.is_empty()).map(|files| files.len() as u64 + 1).sum()
 }
 
 /// Whether a place differed although nothing of ours had changed.

@@ -48,9 +48,10 @@ pub(crate) struct SetRecord {
     /// Owner, group and mode of each file as policy said last, for a set that it no longer names.
     #[serde(default)]
     pub(crate) access: BTreeMap<String, KeptAccess>,
-    /// Removed files that are in use by those whom an operator cleared: accounted for in every later count.
+    /// Removed files of versions that are gone, which those whom an operator cleared had in use then. They are looked
+    /// for again before each later count, and allowed for while they are found.
     #[serde(default)]
-    pub(crate) pinned: u64,
+    pub(crate) removed: Removed,
     /// When the current version became that.
     #[serde(default)]
     pub(crate) flipped: Option<Flipped>,
@@ -60,6 +61,9 @@ pub(crate) struct SetRecord {
     /// Who may have which version.
     pub(crate) evidence: holders::Evidence,
 }
+
+/// Removed files on the set's own file system, by number.
+pub(crate) type Removed = BTreeMap<Version, BTreeSet<u64>>;
 
 /// A place that could not be written or read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

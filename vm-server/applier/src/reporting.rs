@@ -59,7 +59,7 @@ impl Applier {
             digests: self.digests(),
             receipts,
             means: self.means(),
-            notices: self.tools.notices(),
+            notices: self.tools.notices(sequence),
         };
         let frame = match report.sign(&self.identity.reports) {
             Ok(frame) => frame,
@@ -163,10 +163,13 @@ impl Applier {
             mean("sealed_copies", self.keeper == Keeper::SystemdCreds, kept),
         ];
         if let Some(exact) = &self.tools.witness.exact {
-            means.push(mean("exact", self.tools.witness.is_exact(), exact.clone()));
+            means.push(mean("exact", self.tools.witness.is_exact(), exact.told.clone()));
         }
         for (name, mounted) in &self.tools.mounts {
-            let why = mounted.why.as_deref().map_or_else(String::new, |why| format!(": {why}"));
+            let why = mounted.why.as_deref().map_or_else(String::new, |why| {
+                let weaker = if kernel { ", so its evidence is `declared` only" } else { "" };
+                format!(": {why}{weaker}")
+            });
             let detail = format!("{name} lies on a {}{why}", mounted.backing.word());
             means.push(mean("tmpfs", mounted.backing != sets::Backing::Directory, detail));
         }
@@ -243,11 +246,13 @@ impl Applier {
             tracing::warn!("an acknowledgement of an epoch that has ended is not believed");
             return;
         }
+        self.sender_clock.heard(ack.acknowledged_at, clock::boot());
         if let Some(sent) = self.sent.as_mut().filter(|sent| sent.sequence == ack.sequence) {
             sent.acknowledged = sent.digest == ack.report;
         }
         if ack.sequence > self.host.acknowledged_sequence && ack.sequence < self.next_sequence {
             self.host.acknowledged_sequence = ack.sequence;
+            self.tools.heard(ack.sequence);
             self.host.acknowledged = Some(frame.clone());
             if let Err(error) = self.keep_host() {
                 self.tools.notice("journal", "host", error.to_string());
@@ -264,9 +269,12 @@ impl Applier {
     }
 }
 
-/// The kind of evidence that all consumers of the set have.
+/// The kind of evidence that all consumers of the set have. Where the kernel does not count the set's inodes, a
+/// descriptor in other hands may be overlooked: that is no more than what policy declares.
 fn evidence_of(set: &crate::set::Set) -> Evidence {
+    let uncounted = set.dir.is_some() && set.pins.own_device.is_none();
     let kind = set.record.evidence.kind();
+    let kind = if uncounted { kind.min(Evidence::Declared) } else { kind };
     let consumers = set.policy.as_ref().map(|policy| policy.consumers.as_slice()).unwrap_or_default();
     let all_speak = !consumers.is_empty() && consumers.iter().all(|consumer| consumer.trust_reported);
     if kind == Evidence::Declared && all_speak { Evidence::Reported } else { kind }

@@ -5,20 +5,31 @@
 //! truth, and nothing of it is reported before the journal has it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{Evidence, Flipped, Millis, SetName, Version};
+use lifecycle::{ConsumerName, Evidence, Flipped, Millis, SetName, Version};
 use protocol::UnixMillis;
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
+use units::UnitError;
 use zeroize::Zeroizing;
 
+use crate::consumers::Wanted;
 use crate::copies::CopyError;
 use crate::journal::JournalError;
 use crate::record::{KeptAccess, SetRecord};
 use crate::tools::Tools;
 use crate::witness::Pins;
+
+/// How long PID 1 may take over a question. Most are answered in a moment.
+pub(crate) const ASK_MAX: Duration = Duration::from_secs(5);
+/// How long it may take over a mount.
+const MOUNT_MAX: Duration = Duration::from_secs(30);
+/// The end of a validation command whose own limit did not end it.
+const VALIDATE_MAX: Duration = Duration::from_millis(host_policy::defaults::SPAN_MS_MAX);
 
 /// One set on this host.
 pub(crate) struct Set {
@@ -229,16 +240,34 @@ impl Set {
             HostEffect::Look { ref consumer, .. }
             | HostEffect::Adopt { ref consumer, .. }
             | HostEffect::Settle { ref consumer, .. } => {
-                let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer)).cloned();
-                if let Some(policy) = policy {
-                    let shows_itself =
-                        policy.trust_reported || self.record.evidence.kind() == Evidence::Kernel;
-                    tools.tasks.begin(&self.name, policy, shows_itself, effect);
-                }
+                self.ask_consumer(tools, &consumer.clone(), effect);
                 vec![]
             }
             HostEffect::Answer(_) => vec![],
         }
+    }
+
+    fn ask_consumer(&self, tools: &mut Tools, consumer: &ConsumerName, effect: HostEffect) {
+        let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer));
+        let Some(consumer) = policy.cloned() else { return };
+        let shows_itself = consumer.trust_reported || self.record.evidence.kind() == Evidence::Kernel;
+        let in_its_window = self.machine().awaits_window(&consumer.name);
+        tools.tasks.begin(&self.name, Wanted { consumer, shows_itself, in_its_window, effect });
+    }
+
+    /// What came of looking at a consumer, too early: the permit came while it was looked at, and its window is closed.
+    /// It is looked at again once that is open.
+    pub(crate) fn is_too_early(&self, tools: &mut Tools, outcome: &HostEvent) -> bool {
+        let HostEvent::Looked { turn, consumer, life: Some(_), .. } = outcome else { return false };
+        let policy = self.policy.as_ref().and_then(|policy| policy.consumer(consumer));
+        let window = policy.and_then(|consumer| consumer.window);
+        let closed = window.is_some_and(|window| !window.is_open(UnixMillis::now().0 / 1000));
+        let early = closed && self.machine().turn() == Some(*turn) && self.machine().awaits_window(consumer);
+        if early {
+            let look = HostEffect::Look { turn: *turn, consumer: consumer.clone() };
+            self.ask_consumer(tools, consumer, look);
+        }
+        early
     }
 
     fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
@@ -280,6 +309,7 @@ impl Set {
                 format!("the set has no file {:?}, which {} asks for", place.file, place.path.display());
             return Err(("no_such_file".to_owned(), message));
         }
+        check_units(tools, &policy)?;
         self.open_dir(tools).map_err(set_failed)?;
         let copied = tools.copies.write(&self.name, version, files);
         copied.map_err(|error: CopyError| ("copy_failed".to_owned(), error.to_string()))?;
@@ -292,16 +322,23 @@ impl Set {
     }
 
     /// Asks the policy's command whether the version is any good, before it may become current.
-    fn validate(&self, tools: &Tools, version: Version, policy: &SetPolicy) -> Result<(), (String, String)> {
+    fn validate(
+        &self,
+        tools: &mut Tools,
+        version: Version,
+        policy: &SetPolicy,
+    ) -> Result<(), (String, String)> {
         let (Some(command), Some(dir)) = (&policy.validate, &self.dir) else { return Ok(()) };
         let code = "not_valid".to_owned();
         dir.show(version).map_err(|error| (code.clone(), error.to_string()))?;
         let path = dir.path().join(version_dir(version));
-        let supervisor = tools.tasks.supervisor();
-        match tools.tasks.runtime().block_on(supervisor.validate(command, &path)) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(why)) => Err((code, format!("the validation command said no: {why}"))),
-            Err(error) => Err((code, error.to_string())),
+        let (supervisor, command) = (Arc::clone(tools.tasks.supervisor()), command.clone());
+        let validated = tools.wait(VALIDATE_MAX, async move { supervisor.validate(&command, &path).await });
+        match validated {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(why))) => Err((code, format!("the validation command said no: {why}"))),
+            Some(Err(error)) => Err((code, error.to_string())),
+            None => Err((code, "the validation command did not end".to_owned())),
         }
     }
 
@@ -360,8 +397,13 @@ impl Set {
         let sets_dir = tools.daemon.sets_dir();
         let supervisor = tools.tasks.supervisor().clone();
         let mode = tools.daemon.mount;
-        let mounted = mount::prepare(&sets_dir, &self.name, mode, supervisor.systemd());
-        let mounted = tools.tasks.runtime().block_on(mounted)?;
+        let (at, name) = (sets_dir.clone(), self.name.clone());
+        let mounted = async move { mount::prepare(&at, &name, mode, supervisor.systemd()).await };
+        let mounted = tools.wait(MOUNT_MAX, mounted).ok_or_else(|| SetError::Io {
+            doing: "mount",
+            path: sets_dir.join(self.name.as_str()),
+            source: std::io::ErrorKind::TimedOut.into(),
+        })??;
         tools.mounts.insert(self.name.clone(), mounted);
         let dir = SetDir::open(&sets_dir, &self.name, tools.disk.clone())?;
         if dir.inodes()?.is_some() {
@@ -397,6 +439,23 @@ impl Set {
         Ok(())
     }
 
+    /// Has the readers of all that lies here held, once that is possible again.
+    pub(crate) fn watch_again(&mut self, tools: &Tools) {
+        let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
+        let Some(dir) = &self.dir else { return };
+        for version in self.record.machine.present() {
+            let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, version, &policy);
+            if let Err(error) = dir.mark_again(version, &mut mark) {
+                tracing::warn!(set = %self.name, %error, "failed to watch a version again");
+            }
+        }
+        if let Some(current) = self.machine().current() {
+            let evidence = &mut self.record.evidence;
+            // Those that are known are marked, and there are no others.
+            tools.witness.watch_copies(evidence, &mut self.pins, current, &policy);
+        }
+    }
+
     /// A copy outlives a boot, and an applier whose group nobody kept: it may have been read unseen.
     fn watch_copies(&mut self, tools: &mut Tools) {
         let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };
@@ -423,7 +482,7 @@ impl Set {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
         let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
         if rebooted {
-            self.record.pinned = 0;
+            self.record.removed.clear();
         }
         self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
         if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {
@@ -487,6 +546,7 @@ impl Set {
     ) -> Result<(), JournalError> {
         if self.policy != policy {
             self.policy = policy;
+            tools.tasks.follow(&self.name, self.policy.as_ref());
             self.places_due = true;
             tools.changed = true;
         }
@@ -511,6 +571,15 @@ impl Set {
         tools.tasks.await_lives(&self.name, awaited.collect());
     }
 
+    /// Meets an agreed instant that has come.
+    pub(crate) fn flip_if_due(&mut self, tools: &mut Tools) {
+        if self.next_due().is_some_and(|due| due <= crate::clock::boot())
+            && let Err(error) = self.give(tools, HostEvent::Tick)
+        {
+            tracing::error!(set = %self.name, %error, "a flip is not in the journal yet");
+        }
+    }
+
     /// When an agreed flip is due, once it could be carried out.
     pub(crate) fn next_due(&self) -> Option<Millis> {
         self.machine().next_due().filter(|_| self.unstarted.is_none())
@@ -532,6 +601,25 @@ impl Set {
             || self.machine().has_open_seals() || old.iter().any(|version| !evidence.is_free(*version));
         !old.is_empty() && (could_see() || waits())
     }
+}
+
+/// A unit that must not be disturbed by us is no consumer that a version could be staged for: the flip could not be
+/// followed by its adoption. One that is not installed yet does not run either, which an operator is told.
+fn check_units(tools: &mut Tools, policy: &SetPolicy) -> Result<(), (String, String)> {
+    for consumer in policy.consumers.iter().filter(|consumer| consumer.unit().is_some()) {
+        let (supervisor, asked) = (Arc::clone(tools.tasks.supervisor()), consumer.clone());
+        match tools.wait(ASK_MAX, async move { supervisor.check(&asked).await }) {
+            Some(Err(error @ (UnitError::Dangerous { .. } | UnitError::NoSystemd(_)))) => {
+                return Err((error.code().to_owned(), error.to_string()));
+            }
+            Some(Err(error @ UnitError::Vanished { .. })) => {
+                tools.trouble(&policy.name, &consumer.name, Some((error.code(), error.to_string())));
+            }
+            // Asked again before anything is done to it.
+            Some(Ok(()) | Err(_)) | None => {}
+        }
+    }
+    Ok(())
 }
 
 /// What is left of the policy of a set that is no longer in it: owners and modes.

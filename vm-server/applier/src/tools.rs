@@ -1,18 +1,34 @@
 //! What every set needs to do its work: journal, copies, disk, tasks, witness.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use host_policy::Daemon;
-use lifecycle::SetName;
+use lifecycle::{ConsumerName, SetName};
 use protocol::report::Notice;
 use protocol::{HostId, InstallationId};
 use sets::{Disk, Mounted};
 
+use crate::clock;
 use crate::consumers::Tasks;
 use crate::copies::Copies;
 use crate::journal::{Journal, JournalError};
 use crate::record::{RecordRef, SetRecord};
+use crate::set::Set;
 use crate::witness::{View, Witness};
+
+/// What happened and was put right by itself: it is told until somebody has heard of it.
+const TOLD_FOR_SURE: [&str; 2] = ["drift", "exact_ended"];
+
+/// What an operator is told.
+struct Told {
+    message: String,
+    /// The first report that has it.
+    shown_in: Option<u64>,
+    /// It is over, and stays for as long as no report that has it was acknowledged.
+    over: bool,
+}
 
 /// What every set needs to do its work.
 pub(crate) struct Tools {
@@ -31,9 +47,11 @@ pub(crate) struct Tools {
     /// What each set lies on.
     pub(crate) mounts: BTreeMap<SetName, Mounted>,
     /// What an operator should know, by code and subject.
-    notices: BTreeMap<(&'static str, String), String>,
+    notices: BTreeMap<(&'static str, String), Told>,
     /// Something changed that a report has to show.
     pub(crate) changed: bool,
+    /// All sets but the one that is at work: their agreed instants are met while it waits for somebody.
+    pub(crate) others: BTreeMap<SetName, Set>,
 }
 
 impl Tools {
@@ -60,7 +78,45 @@ impl Tools {
             mounts: BTreeMap::new(),
             notices: BTreeMap::new(),
             changed: true,
+            others: BTreeMap::new(),
         }
+    }
+
+    /// Waits for the end of this work, which runs elsewhere, and meets the agreed instants of other sets meanwhile.
+    /// None when it was not done in time.
+    pub(crate) fn wait<T: Send + 'static>(
+        &mut self,
+        limit: Duration,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (done, is_done) = std::sync::mpsc::channel();
+        let task = self.tasks.runtime().spawn(async move {
+            // Nobody waits any more when it took too long.
+            let _ = done.send(work.await);
+        });
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.others.values().filter_map(Set::next_due).min();
+            let pause = next.map_or(left, |due| Duration::from_millis(due.since(clock::boot()).0).min(left));
+            match is_done.recv_timeout(pause) {
+                Ok(value) => return Some(value),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    task.abort();
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => self.flip_others(),
+            }
+        }
+    }
+
+    fn flip_others(&mut self) {
+        let mut others = std::mem::take(&mut self.others);
+        for set in others.values_mut() {
+            set.flip_if_due(self);
+        }
+        self.others = others;
     }
 
     /// Makes the record of a set durable.
@@ -77,23 +133,56 @@ impl Tools {
         message: impl Into<String>,
     ) {
         let (about, message) = (about.into(), message.into());
-        if self.notices.get(&(code, about.clone())) != Some(&message) {
+        let told = self.notices.get(&(code, about.clone()));
+        if !told.is_some_and(|told| told.message == message && !told.over) {
             tracing::warn!(code, about, message, "noticed");
-            self.notices.insert((code, about), message);
+            self.notices.insert((code, about), Told { message, shown_in: None, over: false });
             self.changed = true;
         }
     }
 
     /// It is over.
     pub(crate) fn unnotice(&mut self, code: &'static str, about: &str) {
-        self.changed |= self.notices.remove(&(code, about.to_owned())).is_some();
+        let key = (code, about.to_owned());
+        if TOLD_FOR_SURE.contains(&code) {
+            if let Some(told) = self.notices.get_mut(&key) {
+                told.over = true;
+            }
+            return;
+        }
+        self.changed |= self.notices.remove(&key).is_some();
     }
 
-    pub(crate) fn notices(&self) -> Vec<Notice> {
-        let all = self.notices.iter().take(protocol::limit::NOTICES_MAX);
-        all.map(|((code, _), message)| Notice {
-            code: (*code).to_owned(),
-            message: protocol::report::sentence(message),
+    /// This report was acknowledged: what it told and is over was heard.
+    pub(crate) fn heard(&mut self, sequence: u64) {
+        let before = self.notices.len();
+        self.notices.retain(|_, told| !told.over || told.shown_in.is_none_or(|shown| shown > sequence));
+        self.changed |= self.notices.len() != before;
+    }
+
+    /// One trouble a consumer: another takes its place.
+    pub(crate) fn trouble(
+        &mut self,
+        set: &SetName,
+        consumer: &ConsumerName,
+        trouble: Option<(&'static str, String)>,
+    ) {
+        let about = format!("consumer {set}/{consumer}");
+        let code = trouble.as_ref().map(|(code, _)| *code);
+        let before = self.notices.len();
+        self.notices.retain(|(of, subject), _| *subject != about || Some(*of) == code);
+        self.changed |= self.notices.len() != before;
+        if let Some((code, message)) = trouble {
+            self.notice(code, about, format!("{set}: {message}"));
+        }
+    }
+
+    /// For the report with this number.
+    pub(crate) fn notices(&mut self, sequence: u64) -> Vec<Notice> {
+        let all = self.notices.iter_mut().take(protocol::limit::NOTICES_MAX);
+        all.map(|((code, _), told)| {
+            told.shown_in.get_or_insert(sequence);
+            Notice { code: (*code).to_owned(), message: protocol::report::sentence(&told.message) }
         })
         .collect()
     }

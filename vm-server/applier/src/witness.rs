@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use holders::{
     ConsumerLife, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, Taking, UnitLife, boot_clock,
@@ -14,6 +15,7 @@ use host_policy::{EvidenceMode, PlaceKind, SetPolicy};
 use lifecycle::{ConsumerName, Evidence as Kind, Millis, SetName, Version};
 use opens::exact::Exact;
 use opens::{Capability, Group, Inode, Queue};
+use protocol::UnixMillis;
 use rustix::event::{PollFd, PollFlags, poll};
 use units::{Health, LifeId};
 
@@ -27,6 +29,24 @@ pub const EXACT_RESPONDER: &str = "exact-responder";
 /// The word by which our program becomes its watcher.
 pub const EXACT_WATCHER: &str = "exact-watcher";
 
+/// How often the exact mode is started again after it has ended too soon.
+const EXACT_STARTS_MAX: u32 = 5;
+/// The first pause before that; it doubles.
+const EXACT_PAUSE: Duration = Duration::from_secs(1);
+/// After this time it has not ended too soon.
+const EXACT_LIVED: Duration = Duration::from_mins(10);
+
+/// The exact mode, where policy asks for it.
+pub(crate) struct ExactMode {
+    /// What became of it.
+    pub(crate) told: String,
+    /// Starts in a row that led to nothing for long.
+    starts: u32,
+    started: Instant,
+    /// Since when openers are not held, by the wall clock.
+    ended: Option<UnixMillis>,
+}
+
 /// What this host can see of readers.
 pub(crate) struct Witness {
     pub(crate) proc: Proc,
@@ -36,7 +56,7 @@ pub(crate) struct Witness {
     /// The last applier was killed while it took readers over: what it took is lost.
     pub(crate) interrupted: bool,
     /// What became of the exact mode, where policy asks for it.
-    pub(crate) exact: Option<String>,
+    pub(crate) exact: Option<ExactMode>,
     kind: Kind,
     why: String,
     /// Whether the group was kept for us over our restart, with its marks and events.
@@ -44,7 +64,9 @@ pub(crate) struct Witness {
     /// Whether somebody keeps the group over our next restart.
     pub(crate) stored: bool,
     pub(crate) boot_id: String,
-    ours: BTreeSet<i32>,
+    /// Our own processes: this one, the two of the exact mode, and the network half while it is connected.
+    ours: BTreeSet<ProcessId>,
+    network: Option<ProcessId>,
 }
 
 /// Takes readers over from the kernel as soon as they are seen: a short one is gone in a moment.
@@ -58,6 +80,8 @@ struct Taker {
     pending: Look,
     /// The applier's thread knows that there is something.
     told: bool,
+    /// Since when openers are no longer held, until that is taken notice of.
+    exact_ended: Option<UnixMillis>,
 }
 
 impl Taker {
@@ -73,10 +97,9 @@ impl Taker {
             Ok(()) => {
                 let look = self.proc.take(&self.group, self.exact.as_mut());
                 if look.exact_ended {
-                    tracing::error!(
-                        "the exact mode has ended: short readers may get away until our next start"
-                    );
+                    tracing::error!("the exact mode has ended: openers are not held");
                     self.exact = None;
+                    self.exact_ended = Some(UnixMillis::now());
                 }
                 self.pending.join(look);
             }
@@ -168,8 +191,10 @@ impl Witness {
             kept: false,
             stored: false,
             boot_id,
-            ours: i32::try_from(std::process::id()).into_iter().collect(),
+            ours: BTreeSet::new(),
+            network: None,
         };
+        witness.is_ours(std::process::id());
         if mode == EvidenceMode::Declared {
             "the policy says evidence = \"declared\"".clone_into(&mut witness.why);
             return witness;
@@ -186,23 +211,55 @@ impl Witness {
 
     /// Without it readers are still seen, but for those that are gone before we look: each of them is a gap.
     fn start_exact(&mut self) {
-        let Some(taker) = self.taker.clone() else { return };
-        let started = std::env::current_exe().map_err(|error| error.to_string()).and_then(|program| {
-            Exact::start(&program, &[EXACT_RESPONDER], &[EXACT_WATCHER]).map_err(|error| error.to_string())
-        });
-        match started {
+        if self.taker.is_some() {
+            self.exact_started(start_exact());
+        }
+    }
+
+    /// It was started, or that failed. What it is to hold has to be marked again.
+    pub(crate) fn exact_started(&mut self, started: Result<Exact, String>) {
+        let starts = self.exact.as_ref().map_or(0, |exact| exact.starts);
+        let ended = self.exact.as_ref().and_then(|exact| exact.ended);
+        let (told, ended) = match started {
             Ok(exact) => {
                 for pid in [exact.responder(), exact.watcher()] {
-                    self.ours.extend(i32::try_from(pid));
+                    self.is_ours(pid);
                 }
-                self.exact = Some("each opener is held until it was written down".to_owned());
-                taker.lock().unwrap_or_else(PoisonError::into_inner).exact = Some(exact);
+                if let Some(mut taker) = self.taker() {
+                    taker.exact = Some(exact);
+                }
+                ("each opener is held until it was written down".to_owned(), None)
             }
             Err(why) => {
                 tracing::error!(why, "the exact mode does not work");
-                self.exact = Some(format!("it does not work here: {why}"));
+                (format!("it does not work here: {why}"), ended)
             }
+        };
+        self.exact = Some(ExactMode { told, starts: starts + 1, started: Instant::now(), ended });
+    }
+
+    /// Since when openers are not held, if that is news.
+    pub(crate) fn exact_has_ended(&mut self) -> Option<UnixMillis> {
+        let ended = self.taker()?.exact_ended.take()?;
+        let exact = self.exact.as_mut()?;
+        exact.ended = Some(ended);
+        "it has ended, and is started again".clone_into(&mut exact.told);
+        if exact.started.elapsed() >= EXACT_LIVED {
+            exact.starts = 0;
         }
+        Some(ended)
+    }
+
+    /// Since when openers have not been held.
+    pub(crate) fn exact_ended(&self) -> Option<UnixMillis> {
+        self.exact.as_ref()?.ended
+    }
+
+    /// When the exact mode is to be started again.
+    pub(crate) fn exact_due(&self) -> Option<Instant> {
+        let exact = self.exact.as_ref().filter(|exact| exact.starts < EXACT_STARTS_MAX)?;
+        let is_away = self.taker().is_some_and(|taker| taker.exact.is_none());
+        is_away.then(|| exact.started + EXACT_PAUSE * 2_u32.pow(exact.starts.saturating_sub(1)))
     }
 
     /// Whether openers are held now.
@@ -237,7 +294,15 @@ impl Witness {
         self.kind = Kind::Kernel;
         self.stored = store(&group);
         let (proc, taking) = (Proc::new(), Some(taking));
-        let taker = Taker { group, proc, taking, exact: None, pending: Look::default(), told: false };
+        let taker = Taker {
+            group,
+            proc,
+            taking,
+            exact: None,
+            pending: Look::default(),
+            told: false,
+            exact_ended: None,
+        };
         self.taker = Some(Arc::new(Mutex::new(taker)));
     }
 
@@ -363,17 +428,23 @@ impl Witness {
         unwatched
     }
 
-    /// A process of ours: the network half.
-    pub(crate) fn is_ours(&mut self, pid: i32) {
-        self.ours.insert(pid);
+    fn is_ours(&mut self, pid: u32) {
+        let process = i32::try_from(pid).ok().and_then(|pid| self.proc.process(pid));
+        self.ours.extend(process.map(|process| process.id));
+    }
+
+    /// The network half is this process, or is not connected.
+    pub(crate) fn network_is(&mut self, pid: Option<i32>) {
+        self.network = pid.and_then(|pid| self.proc.process(pid)).map(|process| process.id);
     }
 
     /// Who is who for a set.
     pub(crate) fn rules(&self, policy: Option<&SetPolicy>, host_wide: &[host_policy::NotAConsumer]) -> Rules {
-        let Some(policy) = policy else { return Rules { ours: self.ours.clone(), ..Rules::default() } };
+        let ours = self.ours.iter().chain(&self.network).copied().collect();
+        let Some(policy) = policy else { return Rules { ours, ..Rules::default() } };
         let mut policy = policy.clone();
         policy.not_a_consumer.extend_from_slice(host_wide);
-        Rules::of(&policy, self.ours.clone())
+        Rules::of(&policy, ours)
     }
 
     /// For each file of a set, by name and by place, the units for which PID 1 reads it. `read` is what systemd says
@@ -407,17 +478,28 @@ impl Witness {
     }
 }
 
+/// Starts the two processes of the exact mode. Takes a moment.
+pub(crate) fn start_exact() -> Result<Exact, String> {
+    let program = std::env::current_exe().map_err(|error| error.to_string())?;
+    Exact::start(&program, &[EXACT_RESPONDER], &[EXACT_WATCHER]).map_err(|error| error.to_string())
+}
+
 fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &Sender<Input>) {
     // On a busy machine a reader would be gone before it is our turn. Of this thread only; it may be forbidden.
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -20);
-    let held = {
-        let taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
-        taker.exact.as_ref().and_then(|exact| exact.as_fd().try_clone_to_owned().ok())
-    };
-    let mut held = held.as_ref();
+    let mut held: Option<(u32, OwnedFd)> = None;
     loop {
+        // What the responder of a later start says comes with the notification of the same opening.
+        {
+            let taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = taker.exact.as_ref();
+            if now.map(Exact::responder) != held.as_ref().map(|(responder, _)| *responder) {
+                held =
+                    now.and_then(|exact| Some((exact.responder(), exact.as_fd().try_clone_to_owned().ok()?)));
+            }
+        }
         let mut polled = vec![PollFd::new(group, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
-        polled.extend(held.map(|held| PollFd::new(held, PollFlags::IN)));
+        polled.extend(held.as_ref().map(|(_, held)| PollFd::new(held, PollFlags::IN)));
         match poll(&mut polled, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
@@ -430,10 +512,8 @@ fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &
         }
         let mut taker = taker.lock().unwrap_or_else(PoisonError::into_inner);
         taker.take();
-        if taker.exact.is_none() {
-            held = None;
-        }
-        let news = !taker.pending.is_empty() && !std::mem::replace(&mut taker.told, true);
+        let news = !taker.pending.is_empty() || taker.exact_ended.is_some();
+        let news = news && !std::mem::replace(&mut taker.told, true);
         drop(taker);
         if news && inbox.send(Input::Stirred).is_err() {
             return;

@@ -154,6 +154,9 @@ struct Held {
     evidence: Kind,
     release: Release,
     how: String,
+    /// The files of the version that the life was seen to read, PID 1's readings for it included.
+    #[serde(default)]
+    files: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -516,25 +519,35 @@ impl Evidence {
     }
 
     /// Consumers that read some files of `current` and others of an older version only: they started while it
-    /// changed, and must adopt again.
+    /// changed, and must adopt again. Of a unit all that its invocation has read counts together, also what PID 1 read
+    /// for it; where no invocation tells lives apart, what one process has read.
     pub fn mixed(&self, current: Version, scene: &Scene<'_>) -> BTreeSet<ConsumerName> {
-        let mixed = self.reads.iter().filter(|(_, readings)| {
-            readings.get(&current).is_some_and(|now| {
-                readings
-                    .iter()
-                    .any(|(version, read)| *version != current && !read.files.is_subset(&now.files))
-            })
+        let of_process = self.reads.iter().filter(|(_, readings)| {
+            let now = readings.get(&current).map(|now| &now.files);
+            let others = readings.iter().filter(|(version, _)| **version != current);
+            is_mixed(now, others.map(|(_, read)| &read.files))
         });
-        mixed
+        let of_process = of_process
             .filter_map(|(id, _)| scene.table.get(*id))
             .filter_map(|process| scene.consumer_of(&scene.lineage(process)))
-            .map(|rule| rule.name.clone())
-            .collect()
+            .map(|rule| rule.name.clone());
+        let of_invocation = self.lives.iter().filter(|(_, life)| life.is_present_invocation(scene));
+        let of_invocation = of_invocation.filter_map(|(id, _)| {
+            let now = self.held.get(&current)?.get(id)?;
+            let others = self.held.iter().filter(|(version, _)| **version != current);
+            let others = others.filter_map(|(_, holds)| holds.get(id)).map(|held| &held.files);
+            now.consumer.clone().filter(|_| is_mixed(Some(&now.files), others))
+        });
+        of_process.chain(of_invocation).collect()
     }
 
-    /// Whether a living process of a consumer was seen to read a version.
+    /// Whether a living process of a consumer was seen to read a version, and no other one since.
     pub fn was_read_by(&self, consumer: &ConsumerName, version: Version, scene: &Scene<'_>) -> bool {
-        let readers = self.reads.iter().filter(|(_, readings)| readings.contains_key(&version));
+        let is_last = |readings: &BTreeMap<Version, Readings>| {
+            let last = |read: &Readings| read.last;
+            readings.get(&version).map(last) == readings.values().map(last).max()
+        };
+        let readers = self.reads.iter().filter(|(_, readings)| !readings.is_empty() && is_last(readings));
         readers
             .filter_map(|(id, _)| scene.table.get(*id))
             .filter_map(|process| scene.consumer_of(&scene.lineage(process)))
@@ -581,6 +594,9 @@ impl Evidence {
                 life.unit().and_then(|unit| scene.rules.consumers.iter().find(|rule| rule.is_unit(unit)));
             let rule = unit.or_else(|| scene.consumer_of(lineage));
             self.hold(version, &id, life, rule, Kind::Kernel, &how);
+            if let Some(held) = self.held.get_mut(&version).and_then(|holds| holds.get_mut(&id)) {
+                held.files.insert(file.name.clone());
+            }
         }
         Ok(())
     }
@@ -610,6 +626,7 @@ impl Evidence {
             evidence,
             release: rule.map(|rule| rule.release).unwrap_or_default(),
             how: how.to_owned(),
+            files: BTreeSet::new(),
         });
         held.evidence = held.evidence.max(evidence);
     }
@@ -631,7 +648,9 @@ impl Evidence {
             }
             for holds in self.held.values_mut() {
                 if let Some(held) = holds.remove(&coming) {
-                    holds.entry(id.clone()).or_insert(Held { id: id.clone(), ..held });
+                    let files = held.files.clone();
+                    let known = holds.entry(id.clone()).or_insert(Held { id: id.clone(), ..held });
+                    known.files.extend(files);
                 }
             }
         }
@@ -727,7 +746,7 @@ impl Scene<'_> {
     }
 
     fn is_ours(&self, process: &Process) -> bool {
-        self.rules.ours.contains(&process.id.pid)
+        self.rules.ours.contains(&process.id)
     }
 
     fn is_exempt(&self, process: &Process) -> bool {
@@ -797,6 +816,14 @@ impl ConsumerRule {
 
 fn is_in_unit(process: &Process, unit: &str) -> bool {
     matches!(Belongs::of(&process.cgroup), Belongs::Unit { name, .. } if name == unit)
+}
+
+/// Whether something was read of an older version that was not read of the one that is current.
+fn is_mixed<'f>(
+    now: Option<&BTreeSet<String>>,
+    mut others: impl Iterator<Item = &'f BTreeSet<String>>,
+) -> bool {
+    now.filter(|now| !now.is_empty()).is_some_and(|now| others.any(|other| !other.is_subset(now)))
 }
 
 /// To whom the reading of a file with these names is charged. `lineage` is the reader, then its ancestors.

@@ -169,6 +169,16 @@ impl LifeState {
         }
     }
 
+    /// Whether it is the invocation in which its unit lives now. What PID 1 read for the next one may have been charged
+    /// to the one before.
+    pub(crate) fn is_present_invocation(&self, scene: &Scene<'_>) -> bool {
+        let Kind::Cgroup { unit: Some(unit), invocation: Some(invocation), ended: false, .. } = &self.kind
+        else {
+            return false;
+        };
+        scene.units.get(unit).is_some_and(|told| told.invocation.as_ref() == Some(invocation))
+    }
+
     /// A process that read or was found, so that it counts even if it leaves its cgroup.
     pub(crate) fn remember(&mut self, reader: ProcessId) {
         self.members.insert(reader);

@@ -6,6 +6,8 @@ use host_policy::{Adopt, Life, Principal, SetPolicy};
 use lifecycle::ConsumerName;
 use serde::{Deserialize, Serialize};
 
+use crate::process::ProcessId;
+
 /// Who is who, for one set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -19,8 +21,8 @@ pub struct Rules {
     /// The process that each consumer's pid file names now, where that is known: tells consumers apart that run the
     /// same program.
     pub main_pids: BTreeMap<ConsumerName, i32>,
-    /// Our own processes, by number.
-    pub ours: BTreeSet<i32>,
+    /// Our own processes, while they live: a number alone may be somebody else's by now.
+    pub ours: BTreeSet<ProcessId>,
     /// The mount namespace of PID 1; 0 where unknown. A program's path says something only within it. We may be in
     /// another one ourselves.
     pub mount_namespace: u64,
@@ -64,7 +66,7 @@ pub struct Exempt {
 
 impl Rules {
     /// As policy says. Users that this machine does not know match nobody. `ours` are our own processes.
-    pub fn of(policy: &SetPolicy, ours: BTreeSet<i32>) -> Self {
+    pub fn of(policy: &SetPolicy, ours: BTreeSet<ProcessId>) -> Self {
         let consumers = policy.consumers.iter().map(|consumer| {
             let (unit, exe, uid) = match &consumer.life {
                 Life::Unit(unit) => (Some(unit.as_str().to_owned()), None, None),

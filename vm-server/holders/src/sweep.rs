@@ -85,10 +85,8 @@ impl Sweep {
     /// Looks at every process but ours. Takes as long as there are descriptors on the machine: not for an async task.
     pub fn run(&self, proc: &Proc, table: &Table, rules: &Rules) -> Traces {
         let mut traces = Traces { complete: table.complete, ..Traces::default() };
-        let others = table
-            .processes
-            .values()
-            .filter(|process| !process.kernel && !rules.ours.contains(&process.id.pid));
+        let others =
+            table.processes.values().filter(|process| !process.kernel && !rules.ours.contains(&process.id));
         for process in others {
             match self.look_at(process, &proc.directory(process)) {
                 Ok(found) => {

@@ -438,10 +438,10 @@ fn what_slipped_away_in_a_members_session_counts_though_the_leader_lives() {
 fn whoever_stands_above_one_that_does_not_count_has_nothing() {
     let mut world = world();
     world.rules.exempt.push(Exempt { unit: None, exe: Some("/usr/bin/p40".into()), uid: None });
-    world.rules.ours.insert(41);
     world.put(30, 1, |_| {});
     world.put(40, 30, |_| {});
-    world.put(41, 30, |_| {});
+    let ours = world.put(41, 30, |_| {});
+    world.rules.ours.insert(ours);
     world.put(100, 40, |_| {});
     world.put(101, 41, |_| {});
     world.reads(100, OLD, 1);
@@ -585,6 +585,72 @@ fn an_invocation_that_started_while_the_set_changed_is_mixed() {
     world.reads(100, NEW, 1);
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     assert!(world.evidence.mixed(NEW, &scene).is_empty());
+}
+
+#[test]
+fn two_processes_of_one_invocation_that_read_different_versions_are_mixed() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    // `ExecStartPre=` reads the user of the old version and ends, the program the password of the new one.
+    world.in_unit(100, 1, "db.service");
+    world.reads(100, OLD, 2);
+    world.end(100);
+    world.in_unit(101, 1, "db.service");
+    world.reads(101, NEW, 1);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert_eq!(world.evidence.mixed(NEW, &scene), BTreeSet::from([name("db")]));
+    world.reads(101, NEW, 2);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert!(world.evidence.mixed(NEW, &scene).is_empty(), "it has all of the new one");
+}
+
+#[test]
+fn what_pid_1_read_for_an_invocation_is_part_of_what_it_read() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.rules.pid_1_reads_for =
+        BTreeMap::from([("user".to_owned(), BTreeSet::from(["db.service".to_owned()]))]);
+    world.reads(1, OLD, 2);
+    world.at(1_100);
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    world.refresh();
+    world.reads(100, NEW, 1);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert_eq!(world.evidence.mixed(NEW, &scene), BTreeSet::from([name("db")]));
+}
+
+#[test]
+fn the_next_invocation_is_not_mixed_by_what_the_one_before_has_read() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    world.reads(100, OLD, 1);
+    world.reads(100, OLD, 2);
+    world.at(2_000);
+    world.invocation("db.service", "bbbb");
+    world.at(2_100);
+    world.in_unit(101, 1, "db.service");
+    world.reads(101, NEW, 1);
+    assert!(world.holds(OLD), "the old process lives on");
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    assert!(world.evidence.mixed(NEW, &scene).is_empty());
+}
+
+#[test]
+fn who_has_read_the_old_version_since_is_not_on_the_new_one() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    for (version, is_on) in [(OLD, false), (NEW, true), (OLD, false)] {
+        world.reads(100, version, 1);
+        let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+        assert_eq!(world.evidence.was_read_by(&name("db"), NEW, &scene), is_on);
+        assert_eq!(world.evidence.was_read_by(&name("db"), OLD, &scene), !is_on);
+    }
 }
 
 // The application's word
@@ -788,9 +854,24 @@ fn who_could_open_it_at_the_look_before_is_a_candidate_though_it_gave_that_up() 
 }
 
 #[test]
+fn whoever_got_the_number_of_a_process_of_ours_counts() {
+    let mut world = world();
+    let ours = world.put(100, 1, |_| {});
+    world.rules.ours.insert(ours);
+    world.reads(100, OLD, 1);
+    assert!(!world.holds(OLD), "we do not count");
+    world.end(100);
+    world.at(2_000);
+    world.put(100, 1, |_| {});
+    world.reads(100, OLD, 1);
+    assert!(world.holds(OLD));
+}
+
+#[test]
 fn kernel_threads_pid_1_ours_the_exempt_and_whoever_cannot_reach_the_set_are_no_candidates() {
     let mut world = world();
-    world.rules.ours.insert(100);
+    let ours = ProcessId { pid: 100, start: world.table.taken.0 / 10 };
+    world.rules.ours.insert(ours);
     world.rules.mount_namespace = 1;
     world.rules.exempt.push(Exempt { unit: Some("backup.service".into()), exe: None, uid: None });
     world.put(2, 0, |process| process.kernel = true);

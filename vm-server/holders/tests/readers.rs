@@ -216,7 +216,7 @@ impl Host {
         let mut host = Self {
             group: Group::open(Queue::Unlimited).unwrap(),
             proc: Proc::new(),
-            rules: Rules { ours: BTreeSet::from([own_pid()]), ..Rules::default() },
+            rules: Rules { ours: BTreeSet::from([identity_of(own_pid())]), ..Rules::default() },
             units: BTreeMap::new(),
             evidence: Evidence::new(boot_id().unwrap(), Kind::Kernel, "", boot_clock()),
             exact: None,
@@ -246,7 +246,7 @@ impl Host {
         let mut exact = Exact::start(&program, &["respond-on-stdio"], &["watch-on-stdio"]).unwrap();
         exact.mark(File::open(host.path()).unwrap()).unwrap();
         for ours in [exact.responder(), exact.watcher()] {
-            host.rules.ours.insert(i32::try_from(ours).unwrap());
+            host.rules.ours.insert(identity_of(i32::try_from(ours).unwrap()));
         }
         host.exact = Some(exact);
         host
@@ -322,6 +322,10 @@ impl Drop for Host {
 
 fn own_pid() -> i32 {
     i32::try_from(std::process::id()).unwrap()
+}
+
+fn identity_of(pid: i32) -> holders::ProcessId {
+    Proc::new().process(pid).unwrap().id
 }
 
 fn sweep_of(inodes: impl IntoIterator<Item = Inode>) -> Sweep {

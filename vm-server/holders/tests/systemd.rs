@@ -9,7 +9,7 @@
     reason = "a test stops at what it did not expect"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
@@ -95,7 +95,11 @@ impl Host {
             taken,
             group,
             proc: Proc::new(),
-            rules: Rules { ours: BTreeSet::from([own]), consumers: vec![rule], ..Rules::default() },
+            rules: Rules {
+                ours: Proc::new().process(own).map(|process| process.id).into_iter().collect(),
+                consumers: vec![rule],
+                ..Rules::default()
+            },
             evidence,
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
             systemd: Systemd::new(Connector::system_bus()),

@@ -113,14 +113,24 @@ impl Supervisor {
         }
     }
 
-    /// Refuses a consumer that must not be restarted by us, since its failure would take the host down. Asked
-    /// before every restart too.
+    /// Refuses a consumer that must not be disturbed by us, since its failure would take the host down, or that is not
+    /// there. Asked before every restart, reload, signal and start too. Whom we never ask anything is not looked at.
     pub async fn check(&self, consumer: &Consumer) -> Result<(), UnitError> {
+        match consumer.adopt {
+            Adopt::Restart | Adopt::Reload | Adopt::Signal(_) => self.check_unit(consumer).await,
+            Adopt::Reopen | Adopt::NextStart | Adopt::Manual => Ok(()),
+        }
+    }
+
+    async fn check_unit(&self, consumer: &Consumer) -> Result<(), UnitError> {
         match &consumer.life {
             Life::PidFile(_) => Ok(()),
             Life::Unit(unit) => {
                 let state = self.need_systemd(unit)?.look(unit.as_str()).await?;
-                match (state.danger, state.load.as_str()) {
+                // A signal is neither a start nor a stop.
+                let signalled = matches!(consumer.adopt, Adopt::Signal(_));
+                let danger = state.danger.filter(|danger| !(signalled && danger.starts_with("RefuseManual")));
+                match (danger, state.load.as_str()) {
                     (Some(setting), _) => Err(UnitError::Dangerous { unit: unit.to_string(), setting }),
                     (None, "loaded") => Ok(()),
                     (None, load) => Err(UnitError::Vanished { unit: unit.to_string(), state: load.into() }),
@@ -152,9 +162,6 @@ impl Supervisor {
     ) -> Result<Adopted, UnitError> {
         let systemd = self.need_systemd(unit)?;
         let name = unit.as_str();
-        if matches!(consumer.adopt, Adopt::Restart | Adopt::Reload) {
-            self.check(consumer).await?;
-        }
         let look = systemd.look(name).await?.look;
         if let (Some(life), Some(before)) = (&look.life, before)
             && life != before
@@ -162,6 +169,7 @@ impl Supervisor {
             return Ok(Adopted::AlreadyNew(life.clone()));
         }
         if direction == Direction::Back && look.life.is_none() {
+            self.check_unit(consumer).await?;
             systemd.reset_failed(name).await?;
             let started = systemd.job("start", name, "StartUnit", &(name, "replace")).await?;
             return self.after_job(systemd, name, started).await;
@@ -173,10 +181,12 @@ impl Supervisor {
                 _ => Adopted::Idle,
             }),
             (Adopt::Signal(signal), Some(life)) => {
+                self.check_unit(consumer).await?;
                 systemd.kill(name, signal_number(*signal)).await?;
                 Ok(Adopted::Asked(life))
             }
             (adopt, Some(_)) => {
+                self.check_unit(consumer).await?;
                 // Also where it did not fail yet: a start limit counts tries, not failures.
                 if direction == Direction::Back {
                     systemd.reset_failed(name).await?;

@@ -14,6 +14,7 @@ mod control;
 mod crates;
 mod host;
 mod package;
+mod policy;
 mod road;
 
 use std::sync::OnceLock;

@@ -106,8 +106,69 @@ places = [{ path = "{app}/password", file = "password", kind = "copy" }]
     assert_eq!(std::fs::read_to_string(&place).unwrap(), secret(1));
 }
 
+#[test]
+fn a_repair_is_reported_until_somebody_has_heard_of_it() {
+    let places = r#"
+[set.db]
+refresh_ms = 60000
+places = [
+    { path = "{app}/one", file = "password", kind = "copy" },
+    { path = "{app}/two", file = "password", kind = "copy" },
+]
+"#;
+    let mut host = Host::new(places);
+    host.up();
+    host.roll_out(1, 1);
+    host.acknowledging = false;
+    let drifts = |report: &protocol::report::Report, place: &str| {
+        report.notices.iter().any(|notice| notice.code == "drift" && notice.message.contains(place))
+    };
+    std::fs::write(host.app_dir().join("one"), "edited").unwrap();
+    host.until_report("the first repair", |report| drifts(report, "/one"));
+    // The second is found by a later look, which finds the first as it should be.
+    std::fs::write(host.app_dir().join("two"), "edited").unwrap();
+    let report = host.until_report("the second repair", |report| drifts(report, "/two"));
+    assert!(drifts(&report, "/one"), "nobody has heard of it yet: {:#?}", report.notices);
+    host.acknowledging = true;
+    host.ask(1);
+    host.until_report("an end of it", |report| !drifts(report, "/one") && !drifts(report, "/two"));
+}
+
+#[test]
+fn one_user_cannot_take_every_place_on_the_application_socket() {
+    let (policy, pid) = itself("reopen", r#", evidence = "reported""#);
+    let mut host = Host::new(&policy);
+    std::fs::write(host.app_dir().join("app.pid"), pid).unwrap();
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    let socket = host.root().join("run").join(SOCKET);
+    let silent: Vec<UnixStream> = (0..32).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let one_more = UnixStream::connect(&socket).unwrap();
+    let mut line = Vec::new();
+    BufReader::new(one_more).read_until(b'\n', &mut line).unwrap();
+    let Reply::Refused { code, .. } = Reply::from_line(&line).unwrap() else { panic!("let in") };
+    assert_eq!(code, "too_many");
+    // Whoever lets go of one may speak.
+    drop(silent);
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while try_say(&host, 1) != Some(Reply::Noted {}) {
+        assert!(std::time::Instant::now() < deadline, "there is no place");
+    }
+}
+
+/// None when there was no place.
+fn try_say(host: &Host, on: u32) -> Option<Reply> {
+    let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
+    let statement = Statement { set: host.set(), on: v(on), dropped: [].into() };
+    stream.write_all(&statement.to_line().unwrap()).ok()?;
+    let mut line = Vec::new();
+    BufReader::new(stream).read_until(b'\n', &mut line).ok()?;
+    Reply::from_line(&line).ok()
+}
+
 /// Speaks from this very process, which the policy names as the application.
-fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
+pub(crate) fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
     let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
     let statement =
         Statement { set: host.set(), on: v(on), dropped: dropped.iter().map(|number| v(*number)).collect() };
@@ -117,7 +178,7 @@ fn say(host: &Host, on: u32, dropped: &[u32]) -> Reply {
     Reply::from_line(&line).unwrap()
 }
 
-fn itself(adopt: &str, evidence: &str) -> (String, String) {
+pub(crate) fn itself(adopt: &str, evidence: &str) -> (String, String) {
     let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
     let text = format!(
         r#"

@@ -31,6 +31,10 @@ pub(crate) struct Host {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) installation: InstallationId,
     pub(crate) key: SigningKey,
+    /// Keys before a rekey: the host may show an acknowledgement by one of them.
+    pub(crate) former: Vec<protocol::VerifyingKey>,
+    /// The offline root.
+    pub(crate) root: SigningKey,
     pub(crate) keys: RegisteredKeys,
     pub(crate) epoch: Epoch,
     pub(crate) environment: Vec<(String, String)>,
@@ -74,13 +78,13 @@ impl Host {
             root.display()
         );
         std::fs::write(config.join("config.toml"), daemon).unwrap();
-        let key = SigningKey::generate().unwrap();
+        let (key, root_key) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let bundle = Bundle {
             installation: InstallationId::random(),
             control_plane: "https://localhost:1".to_owned(),
             ca_pem: String::new(),
             order_key: key.public(),
-            root_key: None,
+            root_key: Some(root_key.public()),
             rekeys: 0,
             token: TokenId::random(),
             expires_at: UnixMillis::now().plus_ms(60_000),
@@ -102,6 +106,8 @@ impl Host {
             dir,
             installation: bundle.installation,
             key,
+            former: Vec::new(),
+            root: root_key,
             keys,
             epoch: EPOCH,
             environment: Vec::new(),
@@ -204,6 +210,10 @@ impl Host {
         }
         self.stream = Some(stream);
         true
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.applier.as_ref().unwrap().id()
     }
 
     /// How often its threads have gone to sleep so far.
@@ -324,7 +334,7 @@ impl Host {
 
     /// Verifies a report and acknowledges it.
     fn take(&mut self, frame: &Frame) -> Report {
-        let own = [self.key.public()];
+        let own: Vec<_> = self.former.iter().copied().chain([self.key.public()]).collect();
         let verified = report::verify(frame, self.installation, &self.keys.report_key, &own).unwrap();
         let report = verified.report().clone();
         if self.acknowledging {

@@ -11,7 +11,7 @@ use crate::application::Application;
 use crate::control::{Host, activate, seal, secret, stage, v};
 
 /// Whether the tests of this file can run.
-fn is_able() -> bool {
+pub(crate) fn is_able() -> bool {
     tests_needs::is_there(
         rustix::process::geteuid().is_root(),
         "evidence of the kernel on a host: needs root",
@@ -20,7 +20,7 @@ fn is_able() -> bool {
 
 /// This very process starts all applications and reads nothing: without cgroups it would count as one that may have
 /// got the value from its children.
-fn policy(adopt: &str) -> String {
+pub(crate) fn policy(adopt: &str) -> String {
     let exe = std::env::current_exe().unwrap().canonicalize().unwrap();
     let more = format!("not_a_consumer = [{{ exe = \"{}\", why = \"starts the others\" }}]\n", exe.display());
     crate::rotating::policy(adopt, "") + &more
@@ -106,6 +106,50 @@ fn in_the_exact_mode_a_reader_of_a_moment_is_named_by_its_parent() {
     host.until("gone", |report| report.gone.contains(v(1)));
 }
 
+/// The process of this applier that holds openers.
+fn responder(host: &Host) -> Option<i32> {
+    let parent = format!("PPid:\t{}", host.pid());
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("status").lines().any(|line| line == parent) && read("cmdline").contains("exact-responder")
+    })
+}
+
+#[test]
+fn a_responder_that_died_is_started_again_and_holds_readers_of_what_lies_here() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with(&policy(r#"adopt = "restart""#), "evidence = \"exact\"\n");
+    host.up();
+    let (mut host, _app) = started(host);
+    host.acknowledging = false;
+    let died = rustix::process::Pid::from_raw(responder(&host).unwrap()).unwrap();
+    rustix::process::kill_process(died, rustix::process::Signal::KILL).unwrap();
+    host.until_report("the time without it, by name", |report| {
+        report.notices.iter().any(|notice| notice.code == "exact_ended" && notice.message.contains(" to "))
+    });
+    let means = &host.report.as_ref().unwrap().means;
+    assert!(means.iter().any(|mean| mean.name == "exact" && mean.in_use), "{means:#?}");
+    let script = r#"for _ in 1 2 3 4 5 6 7 8; do value=$(cat "$1"); done; echo read; read _"#;
+    let mut parent = Command::new("setsid")
+        .args(["/bin/bash", "-c", script, "parent"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    parent.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    host.until("the parent by name", |report| {
+        report.holders.iter().any(|holder| holder.version == v(1) && holder.consumer.is_none())
+    });
+    assert!(host.db().gaps.is_empty(), "no reader got away: {:#?}", host.db().gaps);
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+}
+
 #[test]
 fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     if !is_able() {
@@ -119,36 +163,125 @@ fn a_reload_that_reads_the_new_version_releases_the_old_one() {
     assert_eq!(app.starts(), 1, "the same life went on");
 }
 
+/// A descriptor that is in nobody's `/proc/PID/fd`: only the kernel's count of inodes shows it. It is opened `O_PATH`,
+/// which no mark sees.
+struct InFlight {
+    _ends: (UnixDatagram, UnixDatagram),
+}
+
+impl InFlight {
+    fn of(path: &std::path::Path) -> Self {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let held = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
+        let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
+        let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
+        let descriptors = [std::os::fd::AsFd::as_fd(&held)];
+        assert!(message.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
+        let data = [std::io::IoSlice::new(b"x")];
+        rustix::net::sendmsg(&ours, &data, &mut message, rustix::net::SendFlags::empty()).unwrap();
+        Self { _ends: (ours, theirs) }
+    }
+}
+
+fn counted_by_the_kernel(report: &lifecycle::SetReport, number: u32) -> bool {
+    report.not_gone.get(&v(number)).is_some_and(|why| why.contains("kernel counts"))
+}
+
 #[test]
 fn a_descriptor_in_other_hands_keeps_a_version() {
     if !is_able() {
         return;
     }
     let (mut host, _app) = on_one(r#"adopt = "restart""#);
-    // In flight in a socket nobody's `/proc/PID/fd` shows it: the kernel's count of inodes does. It is opened
-    // `O_PATH`, which no mark sees.
-    let (ours, theirs) = UnixDatagram::pair().unwrap();
-    let path = host.root().join("run/sets/db/..data/password");
-    let held = rustix::fs::open(
-        path,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .unwrap();
-    let mut space = vec![std::mem::MaybeUninit::uninit(); 64];
-    let mut message = rustix::net::SendAncillaryBuffer::new(&mut space);
-    let descriptors = [std::os::fd::AsFd::as_fd(&held)];
-    assert!(message.push(rustix::net::SendAncillaryMessage::ScmRights(&descriptors)));
-    let data = [std::io::IoSlice::new(b"x")];
-    rustix::net::sendmsg(&ours, &data, &mut message, rustix::net::SendFlags::empty()).unwrap();
-    drop(held);
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
     host.roll_out(2, 2);
     host.order(2, seal(1));
-    host.until("the kernel's count", |report| {
-        report.not_gone.get(&v(1)).is_some_and(|why| why.contains("kernel counts"))
-    });
-    drop((ours, theirs));
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 1));
+    drop(held);
     host.until("gone", |report| report.gone.contains(v(1)));
+}
+
+/// Somebody that no policy names, with descriptors of these files.
+struct Stranger(std::process::Child);
+
+impl Stranger {
+    fn with_open(files: &[std::path::PathBuf]) -> Self {
+        let script =
+            r#"fd=10; for file; do eval "exec $fd<\"\$file\""; fd=$((fd + 1)); done; echo open; read _"#;
+        let mut child = Command::new("setsid")
+            .args(["/bin/bash", "-c", script, "stranger"])
+            .args(files)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = [0; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+        Self(child)
+    }
+
+    fn leave(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+/// Has everybody cleared who holds the version but the application, whose new life is waited for.
+fn clear_strangers(host: &mut Host, generation: u32, number: u32) {
+    host.order(generation, seal(number));
+    let report = host.until("the stranger alone", |report| {
+        let mut of_it = report.holders.iter().filter(|holder| holder.version == v(number)).peekable();
+        of_it.peek().is_some() && of_it.all(|holder| holder.consumer.is_none())
+    });
+    let of_it = report.holders.iter().filter(|holder| holder.version == v(number));
+    let cleared = of_it.map(|holder| holder.id.clone()).collect();
+    let cleared_gaps = report.gaps.iter().map(|gap| gap.id.clone()).collect();
+    let kind = OrderKind::Seal { version: v(number), cleared, cleared_gaps, withdraw: false };
+    host.order(generation, kind);
+}
+
+#[test]
+fn a_holder_that_was_cleared_keeps_its_descriptor_and_excuses_nobody_else() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, _app) = on_one(r#"adopt = "restart""#);
+    let stranger = Stranger::with_open(&[host.app_dir().join("password")]);
+    host.roll_out(2, 2);
+    clear_strangers(&mut host, 2, 1);
+    host.until("gone, although its file is still open", |report| report.gone.contains(v(1)));
+    // Beside it: what it keeps is known, and counts for nothing else.
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
+    host.roll_out(3, 3);
+    host.order(3, seal(2));
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 2));
+    // Nor after it has let go.
+    stranger.leave();
+    let report = host.order(3, seal(2));
+    assert!(counted_by_the_kernel(&report, 2), "{report:#?}");
+    drop(held);
+    host.until("gone", |report| report.gone.contains(v(2)));
+}
+
+#[test]
+fn a_holder_of_copies_elsewhere_excuses_nobody_in_the_set() {
+    if !is_able() {
+        return;
+    }
+    let copies = r#"{ path = "{app}/one", file = "password", kind = "copy" }, { path = "{app}/two", file = "password", kind = "copy" }, "#;
+    let with_copies = policy(r#"adopt = "restart""#).replace("places = [", &format!("places = [{copies}"));
+    let mut host = Host::with(&with_copies, "");
+    host.up();
+    let (mut host, _app) = started(host);
+    let stranger = Stranger::with_open(&[host.app_dir().join("one"), host.app_dir().join("two")]);
+    let held = InFlight::of(&host.root().join("run/sets/db/..data/password"));
+    host.roll_out(2, 2);
+    clear_strangers(&mut host, 2, 1);
+    host.until("the kernel's count", |report| counted_by_the_kernel(report, 1));
+    drop(held);
+    host.until("gone", |report| report.gone.contains(v(1)));
+    stranger.leave();
 }
 
 /// What systemd does for a unit with a descriptor store, for one applier.

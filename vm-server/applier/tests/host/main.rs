@@ -9,5 +9,8 @@ mod disks;
 mod hostile;
 mod kernel;
 mod refusing;
+mod rekeying;
 mod rotating;
+mod staging;
+mod superseded;
 mod surviving;

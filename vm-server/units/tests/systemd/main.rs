@@ -189,11 +189,24 @@ async fn what_adopts_by_itself_is_asked_nothing() {
 async fn a_unit_whose_failure_reboots_the_host_is_refused() {
     let fake = Fake::new();
     fake.set(|state| state.failure_action = "reboot-force");
-    let consumer = consumer("adopt = \"restart\"");
-    let refused =
-        supervisor(&fake).adopt(&consumer, Some(&invocation(1)), Direction::Forward).await.unwrap_err();
-    assert_eq!(refused.code(), "unit_dangerous");
-    assert!(refused.to_string().contains("FailureAction=reboot-force"), "{refused}");
+    let (same, other) = (invocation(1), invocation(9));
+    for adopt in ["adopt = \"restart\"", "adopt = \"reload\"", "adopt = \"signal\", signal = \"HUP\""] {
+        let (consumer, supervisor) = (consumer(adopt), supervisor(&fake));
+        assert_eq!(supervisor.check(&consumer).await.unwrap_err().code(), "unit_dangerous", "{adopt}");
+        let asked = supervisor.adopt(&consumer, Some(&same), Direction::Forward);
+        let refused = asked.await.unwrap_err();
+        assert_eq!(refused.code(), "unit_dangerous", "{adopt}");
+        assert!(refused.to_string().contains("FailureAction=reboot-force"), "{refused}");
+        // Whoever began a new life by itself is asked nothing.
+        let asked = supervisor.adopt(&consumer, Some(&other), Direction::Forward);
+        assert_eq!(asked.await.unwrap(), Adopted::AlreadyNew(invocation(1)), "{adopt}");
+    }
+    // A person restarts it: nothing of ours touches it.
+    supervisor(&fake).check(&consumer("adopt = \"manual\"")).await.unwrap();
+    fake.set(|state| (state.active, state.sub, state.result) = ("failed", "failed", "exit-code"));
+    let asked = consumer("adopt = \"reopen\"");
+    let refused = supervisor(&fake).adopt(&asked, Some(&invocation(1)), Direction::Back).await.unwrap_err();
+    assert_eq!(refused.code(), "unit_dangerous", "nor is it started again");
     assert_eq!(fake.asked(), Vec::<String>::new());
 }
 
