@@ -109,14 +109,10 @@ pub(crate) async fn retire(
 ) -> Answer<Done> {
     let why = reason(&retire.reason)?;
     let target = find_target(&app, &host).await?;
-    match HostId::try_from(&target) {
-        Ok(host) => {
-            app.handle.retire_host(&caller.actor(), host, why).await?;
-            Ok(done("retired: it counts for no version any more, and its certificate is refused"))
-        }
-        Err(_) => {
-            app.handle.retire_store(&caller.actor(), target, why).await?;
-            Ok(done("retired: it counts for no version any more"))
-        }
+    if let Ok(host) = HostId::try_from(&target) {
+        app.handle.retire_host(&caller.actor(), host, why).await?;
+        return Ok(done("retired: it counts for no version any more, and its certificate is refused"));
     }
+    app.handle.retire_store(&caller.actor(), target, why).await?;
+    Ok(done("retired: it counts for no version any more"))
 }

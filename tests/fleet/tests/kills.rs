@@ -14,15 +14,12 @@ use lifecycle::Version;
 use protocol::api::{CredentialDetail, Done, Reason, RolloutPhase, Unhold, VersionPhase};
 use tests_fleet::scene::{NAME, PATIENCE, Scene, Wish};
 use tests_fleet::server::{Overlap, Trouble};
-use tests_fleet::{Luck, apart, built, farm, luck};
+use tests_fleet::{apart, built, farm};
 use tokio::runtime::Handle;
 
 const HOSTS: usize = 3;
 /// Worlds beside each other: most of a rotation is waiting.
 const WORLDS: usize = 8;
-/// How many steps the database is put back to, chosen by chance, unless the environment names them: after each the
-/// store begins a new epoch, which takes seconds.
-const REVERTS: usize = 24;
 /// Between two looks at a control plane that may die any moment.
 const LOOK: Duration = Duration::from_millis(30);
 /// How many steps fewer than the counted one a run may have: reports that came together, or after its end.
@@ -301,16 +298,7 @@ fn a_store_reverted_to_a_step_delivers_nothing_dead_revokes_nothing_in_use_and_l
     let began = Instant::now();
     let runtime = farm::runtime(HOSTS * WORLDS).unwrap();
     let (steps, _) = counted(&mut world(runtime.handle()));
-    let mut luck = Luck::of(luck::seed(), 0);
-    let some = chosen(|| {
-        let mut left: Vec<usize> = (1..=steps.len()).collect();
-        while left.len() > REVERTS {
-            let out = usize::try_from(luck.below(left.len() as u64)).unwrap();
-            left.remove(out);
-        }
-        left
-    });
-    println!("by chance these of {} steps: {some:?}; all of them: ESO_FLEET_STEPS", steps.len());
-    let reached = each(runtime.handle(), some, |scene, step| reaching(step, |step| reverted(scene, step)));
+    let all = chosen(|| (1..=steps.len()).collect());
+    let reached = each(runtime.handle(), all, |scene, step| reaching(step, |step| reverted(scene, step)));
     told("reverted to", &steps, &reached, began);
 }
