@@ -145,6 +145,7 @@ fn one_user_cannot_take_every_place_on_the_application_socket() {
     let socket = host.root().join("run").join(SOCKET);
     let silent: Vec<UnixStream> = (0..32).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     let one_more = UnixStream::connect(&socket).unwrap();
+    one_more.set_read_timeout(Some(crate::control::PATIENCE)).unwrap();
     let mut line = Vec::new();
     BufReader::new(one_more).read_until(b'\n', &mut line).unwrap();
     let Reply::Refused { code, .. } = Reply::from_line(&line).unwrap() else { panic!("let in") };
@@ -160,6 +161,7 @@ fn one_user_cannot_take_every_place_on_the_application_socket() {
 /// None when there was no place.
 fn try_say(host: &Host, on: u32) -> Option<Reply> {
     let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
+    stream.set_read_timeout(Some(crate::control::PATIENCE)).unwrap();
     let statement = Statement { set: host.set(), on: v(on), dropped: [].into() };
     stream.write_all(&statement.to_line().unwrap()).ok()?;
     let mut line = Vec::new();
