@@ -79,9 +79,11 @@ pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (inbox, users) = (inbox.clone(), Arc::clone(&users));
+                let inbox = inbox.clone();
+                // Here, so that they count in the order in which they came.
+                let own = stream.peer_cred().map(|peer| (peer.uid(), Place::take(&users, peer.uid())));
                 tokio::spawn(async move {
-                    if let Err(error) = receive(stream, &inbox, &users).await {
+                    if let Err(error) = receive(stream, &inbox, own).await {
                         tracing::debug!(%error, "a conversation with an application has ended");
                     }
                     drop(place);
@@ -95,9 +97,13 @@ pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
     }
 }
 
-async fn receive(mut stream: UnixStream, inbox: &Sender<Input>, users: &Users) -> io::Result<()> {
-    let uid = stream.peer_cred()?.uid();
-    let Some(_place) = Place::take(users, uid) else {
+async fn receive(
+    mut stream: UnixStream,
+    inbox: &Sender<Input>,
+    own: io::Result<(u32, Option<Place>)>,
+) -> io::Result<()> {
+    let (uid, place) = own?;
+    let Some(_place) = place else {
         let message = format!("user {uid} has {CONNECTIONS_OF_ONE_USER_MAX} connections already: close some");
         let line = refused("too_many", message).to_line().map_err(io::Error::other)?;
         return timeout(ANSWER_TIME, stream.write_all(&line)).await?;

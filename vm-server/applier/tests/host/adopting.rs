@@ -171,6 +171,7 @@ fn one_user_cannot_take_every_place_on_the_application_socket() {
 /// None when there was no place.
 fn try_say(host: &Host, on: u32) -> Option<Reply> {
     let mut stream = UnixStream::connect(host.root().join("run").join(SOCKET)).unwrap();
+    stream.set_read_timeout(Some(crate::control::PATIENCE)).unwrap();
     let statement = Statement { set: host.set(), on: v(on), dropped: [].into() };
     stream.write_all(&statement.to_line().unwrap()).ok()?;
     let mut line = Vec::new();
