@@ -92,10 +92,6 @@ fn act() -> impl Strategy<Value = Act> {
 
 fn perform(world: &mut World, act: &Act, count: usize) {
     match act {
-        Act::Rotate => drop(world.try_give(Event::Rotate(lifecycle::credential::Rotate {
-            reason: lifecycle::credential::RotateReason::Demand,
-        }))),
-        Act::Compromise => drop(world.compromise(None)),
         Act::Pass(ms) => world.pass(*ms),
         Act::Down(n) => world.go_down(*n),
         Act::Up(n) => world.come_back(*n),
@@ -136,6 +132,22 @@ fn perform(world: &mut World, act: &Act, count: usize) {
                 }
             }
         }
+        Act::ClockOff(n, off) => world.host(*n).clock_off = *off,
+        Act::OutOfPolicy(n) => world.host(*n).give(HostEvent::Policy(None)),
+        Act::InPolicy(n) => world.host(*n).give(HostEvent::Policy(Some(rules(By::Permit)))),
+        Act::Slow(n, slow) => world.host(*n).slow = *slow,
+        words => say(world, words),
+    }
+}
+
+/// What an operator or a restart of ours brings.
+#[expect(clippy::collapsible_match, reason = "a guard that changes the world would hide it")]
+fn say(world: &mut World, act: &Act) {
+    match act {
+        Act::Rotate => drop(world.try_give(Event::Rotate(lifecycle::credential::Rotate {
+            reason: lifecycle::credential::RotateReason::Demand,
+        }))),
+        Act::Compromise => drop(world.compromise(None)),
         Act::RestartUs => world.restart(),
         Act::Halt => drop(world.try_give(Event::Halt { reason: "an operator said so".into() })),
         Act::Resume => drop(world.try_give(Event::Resume)),
@@ -146,7 +158,6 @@ fn perform(world: &mut World, act: &Act, count: usize) {
             }
         }
         Act::Unhold => unhold_all(world),
-        Act::ClockOff(n, off) => world.host(*n).clock_off = *off,
         Act::BackUp => world.backup = Some(world.store.clone()),
         Act::Restore => {
             if let Some(backup) = world.backup.clone() {
@@ -174,9 +185,7 @@ fn perform(world: &mut World, act: &Act, count: usize) {
                 world.store.retired.insert(h(*n));
             }
         }
-        Act::OutOfPolicy(n) => world.host(*n).give(HostEvent::Policy(None)),
-        Act::InPolicy(n) => world.host(*n).give(HostEvent::Policy(Some(rules(By::Permit)))),
-        Act::Slow(n, slow) => world.host(*n).slow = *slow,
+        _ => {}
     }
 }
 
