@@ -360,6 +360,18 @@ impl Shown for HostDetail {
         });
         let heading = ["SET", "CURRENT", "ADOPTED", "PRESENT", "EVIDENCE", "HOLDERS", "GAPS"];
         text.push_str(&table(heading, rows.collect(), "no sets"));
+        if !self.means.is_empty() {
+            let used = |used| if used { "yes" } else { "no" }.to_owned();
+            let rows =
+                self.means.iter().map(|mean| [mean.name.clone(), used(mean.in_use), mean.detail.clone()]);
+            text.push('\n');
+            text.push_str(&table(["MEANS", "IN USE", "DETAIL"], rows.collect(), ""));
+        }
+        if !self.notices.is_empty() {
+            let rows = self.notices.iter().map(|notice| [notice.code.clone(), notice.message.clone()]);
+            text.push('\n');
+            text.push_str(&table(["NOTICE", "WHAT TO KNOW"], rows.collect(), ""));
+        }
         text
     }
 }

@@ -15,6 +15,7 @@ use protocol::api::{
     PendingVersion, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase,
     Why,
 };
+use protocol::report::{Means, Notice};
 use protocol::{HostId, InstallationId, UnixMillis};
 
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
@@ -222,7 +223,16 @@ fn hosts() {
     report.present.insert(v(6), lifecycle::EffectId(1));
     report.present.insert(v(7), lifecycle::EffectId(2));
     let reports = BTreeMap::from([("orders-db".parse().unwrap(), report)]);
-    insta::assert_snapshot!(HostDetail { summary: host(), reports }.shown(NOW));
+    let means = vec![Means {
+        name: "fanotify".into(),
+        in_use: false,
+        detail: "opens cannot be seen here: needs CAP_SYS_ADMIN".into(),
+    }];
+    let notices = vec![Notice {
+        code: "drift".into(),
+        message: "/etc/orders/password was replaced and has been put right".into(),
+    }];
+    insta::assert_snapshot!(HostDetail { summary: host(), reports, means, notices }.shown(NOW));
 }
 
 #[test]

@@ -16,6 +16,8 @@ use crate::world::World;
 const DIGESTS_KEPT: usize = 64;
 /// A report that newer ones overtook on the way is not older than this many of them.
 const OVERTAKEN_MAX: u64 = 64;
+/// Notices of one host that the audit log takes between two starts of ours; the newest ones are shown all the same.
+const NOTICES_AUDITED_MAX: usize = 1_000;
 
 /// How a report stands to what the host said before.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,6 +57,7 @@ impl World {
         self.judge(turn, batch, claimed, &verified);
         if !again {
             self.note_receipts(batch, claimed, &verified);
+            self.note_notices(batch, claimed, &verified);
         }
         self.acknowledge(claimed, &verified)
     }
@@ -178,6 +181,26 @@ impl World {
                 host.refused.insert(subject, news);
             }
         }
+    }
+
+    /// What an operator should know: a place that was repaired, a policy that was refused. Audited once each time that it
+    /// appears.
+    fn note_notices(&mut self, batch: &mut Batch, id: HostId, verified: &VerifiedReport) {
+        let report = verified.report();
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        for notice in report.notices.iter().filter(|notice| !host.notices.contains(notice)) {
+            tracing::info!(host = %id, code = %notice.code, message = %notice.message, "a host gives notice");
+            // A host must not be able to fill the log.
+            if host.notices_told == NOTICES_AUDITED_MAX {
+                continue;
+            }
+            host.notices_told += 1;
+            let detail = format!("{}: {}", notice.code, notice.message);
+            let (actor, subject) = (format!("host:{id}"), format!("host/{id}"));
+            batch.audit.push(crate::audit::entry(&actor, "host_notice", &subject, &detail));
+        }
+        host.means.clone_from(&report.means);
+        host.notices.clone_from(&report.notices);
     }
 
     /// Who was let in and says what we cannot take is named, once for each reason.

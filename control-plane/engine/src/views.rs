@@ -315,7 +315,12 @@ impl World {
             Some(found) => found,
             None => self.host_by_name(wanted)?,
         };
-        Ok(HostDetail { summary: self.host_summary(id, host), reports: self.reports(&host.target) })
+        Ok(HostDetail {
+            summary: self.host_summary(id, host),
+            reports: self.reports(&host.target),
+            means: host.means.clone(),
+            notices: host.notices.clone(),
+        })
     }
 
     /// A target that is no host and that any credential has, or had.

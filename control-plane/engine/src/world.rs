@@ -7,6 +7,7 @@ use std::time::Instant;
 use backends::SpecError;
 use lifecycle::credential::Credential;
 use lifecycle::{CredentialName, EffectId, Epoch, SetName, TargetId, Version};
+use protocol::report::{self, Notice};
 use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
 use resources::Resources;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,11 @@ pub(crate) struct Host {
     /// By subject, the refusal that the audit log has last. The same one again is no news, and a host must not be able
     /// to fill the log.
     pub(crate) refused: BTreeMap<String, String>,
+    /// By which means it works, and what an operator should know of it, as its newest report says.
+    pub(crate) means: Vec<report::Means>,
+    pub(crate) notices: Vec<Notice>,
+    /// How many of its notices the audit log has since the start.
+    pub(crate) notices_told: usize,
 }
 
 impl Owned {
@@ -246,6 +252,9 @@ impl Host {
             reachable: false,
             clock: None,
             refused: BTreeMap::new(),
+            means: Vec::new(),
+            notices: Vec::new(),
+            notices_told: 0,
         };
         Some((id, host))
     }

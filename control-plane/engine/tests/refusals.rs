@@ -8,7 +8,7 @@ use fakes::{Stage, until};
 use lifecycle::{Epoch, Generation, SetName, Version};
 use protocol::FrameDigest;
 use protocol::order::OrderIdentity;
-use protocol::report::{Outcome, Receipt};
+use protocol::report::{Notice, Outcome, Receipt};
 use store::Steps;
 
 fn refused(generation: u32, code: &str) -> Receipt {
@@ -97,5 +97,34 @@ async fn a_report_that_is_not_taken_is_counted_and_audited_once() {
     let told = audit.entries.iter().filter(|entry| entry.action == "report_refused");
     let told: Vec<_> = told.map(|entry| entry.detail.split(':').next().unwrap()).collect();
     assert_eq!(told, ["other_host", "foreign_key"], "a host could fill the log");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_wants_an_operator_to_know_is_shown_and_audited_each_time_that_it_appears() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the host has reported", async |h| h.host("h0").await.is_ok()).await;
+    let host = stage.host(0);
+    let drift = |number: u32| Notice {
+        code: "drift".to_owned(),
+        message: format!("/etc/orders/password{number} was replaced and has been put right"),
+    };
+    for notices in [vec![drift(1)], vec![drift(1)], vec![drift(1), drift(2)], vec![], vec![drift(1)]] {
+        let (id, report) = {
+            let mut host = host.lock().unwrap();
+            host.notices.clone_from(&notices);
+            (host.id, host.report(Vec::new()))
+        };
+        handle.report(report, id).await.unwrap();
+        assert_eq!(handle.host("h0").await.unwrap().notices, notices);
+    }
+    let id = host.lock().unwrap().id;
+    let audit = handle.audit(0, 1000, Some(format!("host/{id}"))).await.unwrap();
+    let told = audit.entries.iter().filter(|entry| entry.action == "host_notice");
+    let told: Vec<_> = told.map(|entry| entry.detail.split(' ').nth(1).unwrap().to_owned()).collect();
+    let expected = ["/etc/orders/password1", "/etc/orders/password2", "/etc/orders/password1"];
+    assert_eq!(told, expected);
     stage.kill(engine).await;
 }

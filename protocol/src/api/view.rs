@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::enrol::Bundle;
 use crate::id::{HostId, InstallationId};
+use crate::report::{Means, Notice};
 
 /// What somebody may do. Each role may do what the ones before it may, but for `scraper`, which stands alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -456,6 +457,12 @@ pub struct HostDetail {
     pub summary: HostSummary,
     /// The newest snapshot of each set.
     pub reports: BTreeMap<SetName, SetReport>,
+    /// By which means the host works, and what each means when it is missing.
+    #[serde(default)]
+    pub means: Vec<Means>,
+    /// What an operator should know of it.
+    #[serde(default)]
+    pub notices: Vec<Notice>,
 }
 
 /// A token was issued.

@@ -18,7 +18,7 @@ use lifecycle::{
     ConsumerName, CredentialName, EffectId, Evidence, Flipped, HolderId, Millis, SetName, SetReport, Version,
 };
 use protocol::order::{self, Body};
-use protocol::report::{Outcome, Receipt, Report};
+use protocol::report::{Notice, Outcome, Receipt, Report};
 use protocol::{
     Frame, HostId, InstallationId, OpeningKey, SigningKey, TrustAnchor, UnixMillis, VerifyingKey,
 };
@@ -286,6 +286,8 @@ impl Makers for FakeMakers {
 pub struct FakeHost {
     pub id: HostId,
     pub name: String,
+    /// What an operator should know of it.
+    pub notices: Vec<Notice>,
     report_key: SigningKey,
     opening_key: OpeningKey,
     anchor: TrustAnchor,
@@ -326,6 +328,7 @@ impl FakeHost {
         Self {
             id: HostId::of(&report_key.public()),
             name: name.to_owned(),
+            notices: Vec::new(),
             report_key,
             opening_key: OpeningKey::generate().unwrap(),
             anchor,
@@ -631,7 +634,7 @@ impl FakeHost {
             digests: BTreeMap::new(),
             receipts,
             means: Vec::new(),
-            notices: Vec::new(),
+            notices: self.notices.clone(),
         };
         let frame = report.sign(&self.report_key).unwrap();
         self.unacknowledged = Some(frame.clone());
