@@ -824,3 +824,25 @@ fn a_hold_is_honoured_while_a_version_is_sealed_and_refused_once_it_is_retired()
     world.settle();
     assert_eq!(world.role(v(1)), Some(Role::Revoked));
 }
+
+#[test]
+fn a_holder_of_two_versions_is_cleared_for_the_older_one_alone() {
+    let (mut world, holder) = kept_by_a_process();
+    let mut report = world.credential().report(&h(1)).unwrap().clone();
+    report.sequence += 1;
+    let older = report.holders.iter().find(|shown| shown.id == holder).unwrap().clone();
+    report.holders.push(lifecycle::report::Holder { version: v(2), ..older });
+    world.host(1).sequence = report.sequence;
+    world.give(Event::Reported { target: h(1), report: report.clone() });
+    world.give(Event::ClearHolder { target: h(1), holder: holder.clone() });
+    let left: Vec<_> = world.why_not(v(2)).into_iter().filter(|b| b.clause == Clause::NoHolder).collect();
+    assert!(left.iter().any(|blocker| blocker.who.contains("proc:7:7")), "{left:?}");
+    assert!(!world.blocks(v(1), Clause::NoHolder), "{}", world.picture());
+
+    report.sequence += 1;
+    report.holders.retain(|shown| shown.version != v(1));
+    world.give(Event::Reported { target: h(1), report });
+    let refused = world.try_give(Event::ClearHolder { target: h(1), holder: holder.clone() });
+    let current = IllegalEvent::HoldsCurrent { target: h(1), holder, version: v(2) };
+    assert_eq!(refused, Err(current));
+}

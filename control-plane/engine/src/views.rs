@@ -32,6 +32,7 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::UnknownVersion(_) => ("unknown_version", "see `esoctl credential show`"),
         IllegalEvent::UnknownTarget(_) => ("unknown_target", "see `esoctl host list`"),
         IllegalEvent::UnknownHolder { .. } => ("unknown_holder", "see `esoctl holders list`"),
+        IllegalEvent::HoldsCurrent { .. } => ("holds_current", "rotate first, or wait until it ends"),
         IllegalEvent::UnknownGap { .. } => ("unknown_gap", "see `esoctl holders list`"),
         IllegalEvent::NoRollout => ("no_rollout", "see `esoctl rollout show`"),
         IllegalEvent::NothingToResume => ("nothing_to_resume", "see `esoctl rollout show`"),

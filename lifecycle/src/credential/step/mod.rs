@@ -42,6 +42,18 @@ pub enum IllegalEvent {
         /// The holder.
         holder: HolderId,
     },
+    /// It holds what is current there and nothing older.
+    #[error(
+        "{holder} on {target} holds version {version}, which is current there: only older ones are cleared"
+    )]
+    HoldsCurrent {
+        /// The target.
+        target: TargetId,
+        /// The holder.
+        holder: HolderId,
+        /// What it holds.
+        version: Version,
+    },
     /// No such gap or place in the newest report.
     #[error("{target} does not report a gap or place {gap}; see `esoctl holders list`")]
     UnknownGap {

@@ -189,10 +189,19 @@ impl Credential {
         holder: HolderId,
         turn: &mut Turn,
     ) -> Result<(), IllegalEvent> {
+        let withdrawn: BTreeSet<Version> =
+            self.versions.keys().copied().filter(|version| self.is_withdrawn(*version)).collect();
         let target = self.target(id)?;
         let report = target.report.iter();
-        let shown: BTreeSet<Version> =
+        let mut shown: BTreeSet<Version> =
             report.flat_map(|r| &r.holders).filter(|h| h.id == holder).map(|h| h.version).collect();
+        if let Some(current) = target.current().filter(|current| !withdrawn.contains(current))
+            && shown.remove(&current)
+            && shown.is_empty()
+        {
+            // Whoever has what is current goes on with it, whatever is said of an older one.
+            return Err(IllegalEvent::HoldsCurrent { target: id.clone(), holder, version: current });
+        }
         if shown.is_empty() {
             if target.cleared.iter().any(|(_, cleared)| *cleared == holder) {
                 return Ok(());
