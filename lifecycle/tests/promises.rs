@@ -19,15 +19,6 @@ use world::*;
 
 const DAY: u64 = 86_400_000;
 
-fn unhold_all(world: &mut World) {
-    let held: Vec<Version> =
-        world.credential().versions().filter(|v| !v.holds.is_empty()).map(|v| v.version).collect();
-    for version in held {
-        world.give(Event::Unhold { version });
-    }
-    world.settle();
-}
-
 /// The version that the record has for this effect.
 fn named(world: &World, effect: EffectId) -> Version {
     world.credential().versions().find(|view| view.minted_by == effect).map(|view| view.version).unwrap()
@@ -83,7 +74,7 @@ fn two_versions_of_one_number_are_told_apart() {
         world.hear_all();
         world.rotate();
         world.settle();
-        unhold_all(&mut world);
+        world.unhold_all();
         world.pass(DAY);
         let newest = world.credential().active().unwrap();
         assert!(newest > found && world.hosts.values().all(|host| host.link == Some(newest)));
@@ -113,7 +104,7 @@ fn a_place_of_a_forgotten_version_keeps_that_one_alive() {
     let found = named(&world, forgotten);
     world.rotate();
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     assert!(world.blocks(found, Clause::Covered), "{}", world.picture());
     assert_eq!(world.backend.roles[&forgotten], Role::Alive);
@@ -146,7 +137,7 @@ fn a_late_order_for_one_number_flips_to_what_it_means_there() {
     world.settle();
     world.rotate();
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     let newest = world.credential().active().unwrap();
     assert!(world.hosts.values().all(|host| host.link == Some(newest)), "{}", world.picture());
@@ -190,7 +181,7 @@ fn a_role_of_this_epoch_that_no_record_names_is_not_revoked() {
     world.restart();
     world.settle();
     assert_eq!(named(&world, forgotten), v(2), "listed");
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     assert_eq!(world.backend.roles[&forgotten], Role::Alive, "{}", world.picture());
     assert!(world.blocks(v(2), Clause::NoHold));
@@ -200,7 +191,7 @@ fn a_role_of_this_epoch_that_no_record_names_is_not_revoked() {
     world.restore(&store);
     world.settle();
     assert_eq!(world.backend.roles[&forgotten], Role::Alive, "{}", world.picture());
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
     world.nobody_failed();
 }
@@ -217,7 +208,7 @@ fn a_restored_store_without_any_version_still_looks_for_roles() {
     world.restore(&backup);
     world.settle();
     assert!(!world.credential().version(named(&world, forgotten)).unwrap().holds.is_empty());
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
 }
 
@@ -297,7 +288,7 @@ fn a_version_that_was_sealed_in_an_earlier_life_replaces_nothing() {
     world.settle();
     let stands_in = world.credential().versions().find(|view| view.minted_by == world.effect_of(v(3)));
     assert!(stands_in.is_some(), "{}", world.picture());
-    unhold_all(&mut world);
+    world.unhold_all();
     let third = world.effect_of(v(3));
     assert_eq!(world.backend.roles[&third], Role::Alive, "{}", world.picture());
 }

@@ -43,15 +43,6 @@ fn abort(world: &mut World) {
     world.give(Event::Abort { reason: "an operator said so".into() });
 }
 
-fn unhold_all(world: &mut World) {
-    let held: Vec<Version> =
-        world.credential().versions().filter(|v| !v.holds.is_empty()).map(|v| v.version).collect();
-    for version in held {
-        world.give(Event::Unhold { version });
-    }
-    world.settle();
-}
-
 /// The roles that the backend still accepts.
 fn alive(world: &World) -> Vec<EffectId> {
     world.backend.roles.iter().filter(|(_, role)| **role == Role::Alive).map(|(id, _)| *id).collect()
@@ -94,7 +85,7 @@ fn restored_store_delivers_dead_version() {
     world.rotate();
     world.settle();
     assert_eq!(world.hosts[&h(2)].link, world.credential().active());
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(alive(&world).len(), 1, "{}", world.picture());
     world.nobody_failed();
 }
@@ -119,10 +110,10 @@ fn restored_store_forgets_recipients() {
     world.host(1).up = false;
     world.restore(&backup);
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     world.rotate();
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.hosts[&h(0)].link, world.credential().active());
     assert_eq!(world.hosts[&h(1)].link, Some(v(2)));
     assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
@@ -132,12 +123,12 @@ fn restored_store_forgets_recipients() {
     world.go_down(2);
     world.come_back(1);
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
     world.come_back(2);
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.backend.roles[&second], Role::Revoked, "{}", world.picture());
     world.nobody_failed();
 }
@@ -544,7 +535,7 @@ fn minted_and_forgotten() {
     world.restore(&backup);
     world.settle();
     assert_eq!(world.backend.roles[&forgotten], Role::Alive, "held until an operator unholds it");
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
     assert_eq!(world.hosts[&h(0)].link, Some(v(1)));
     world.nobody_failed();
@@ -616,7 +607,7 @@ fn one_dead_host_stops_nothing_else() {
     world.settle();
     let next = Version::new(2, 1);
     assert_eq!(world.credential().active(), Some(next), "{}", world.picture());
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     assert_eq!(world.role(v(1)), Some(Role::Alive));
     world.host(1).stop_app();
@@ -733,7 +724,7 @@ fn sweep_finds_a_live_role() {
     world.pass(DAY);
     assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
     // Also once it is unheld it is in use.
-    unhold_all(&mut world);
+    world.unhold_all();
     world.pass(DAY);
     assert_eq!(world.backend.roles[&second], Role::Alive, "{}", world.picture());
     world.nobody_failed();
@@ -806,7 +797,7 @@ fn never_had_the_set() {
     world.lost.clear();
     world.rotate();
     world.settle();
-    unhold_all(&mut world);
+    world.unhold_all();
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
     world.nobody_failed();
 }

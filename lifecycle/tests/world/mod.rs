@@ -486,6 +486,16 @@ impl World {
         self.credential().outbox().any(|effect| is(&effect.kind))
     }
 
+    /// An operator releases whatever is held, and everything that follows from it happens.
+    pub fn unhold_all(&mut self) {
+        let held: Vec<Version> =
+            self.credential().versions().filter(|v| !v.holds.is_empty()).map(|v| v.version).collect();
+        for version in held {
+            self.give(Event::Unhold { version });
+        }
+        self.settle();
+    }
+
     /// The store falls back to an earlier copy, and nobody says so.
     pub fn revert(&mut self, store: &Store) {
         self.store = store.clone();
