@@ -1,10 +1,10 @@
 //! How soon a version is revoked once its last holder has ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path as FilePath, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -221,14 +221,14 @@ async fn backend() -> anyhow::Result<(String, Receiver<Instant>)> {
     let done = || async { axum::Json(serde_json::json!({})) };
     let router = Router::new()
         .route("/preflight", post(done))
-        .route("/credentials", get(|| async { axum::Json(serde_json::json!({"credentials": []})) }))
-        .route("/credentials/{effect}", put(done).delete(revoke))
+        .route("/credentials", get(list))
+        .route("/credentials/{effect}", put(mint).delete(revoke))
         .route("/credentials/{effect}/verify", post(verify))
         .route(
             "/credentials/{effect}/sessions",
             get(|| async { axum::Json(serde_json::json!({"sessions": null})) }).delete(done),
         )
-        .with_state(Arc::new(Backend { tell, revoked: std::sync::Mutex::default() }));
+        .with_state(Arc::new(Backend { tell, minted: Mutex::default(), revoked: Mutex::default() }));
     tokio::spawn(async move {
         // It ends with the runtime only.
         let _ = axum::serve(listener, router).await;
@@ -238,7 +238,29 @@ async fn backend() -> anyhow::Result<(String, Receiver<Instant>)> {
 
 struct Backend {
     tell: Sender<Instant>,
-    revoked: std::sync::Mutex<std::collections::BTreeSet<String>>,
+    /// The mark of each effect.
+    minted: Mutex<BTreeMap<String, String>>,
+    revoked: Mutex<BTreeSet<String>>,
+}
+
+async fn mint(
+    State(backend): State<Arc<Backend>>,
+    Path(effect): Path<String>,
+    axum::Json(body): axum::Json<serde_json::Value>,
+) -> axum::Json<serde_json::Value> {
+    if let (Some(mark), Ok(mut minted)) = (body["mark"].as_str(), backend.minted.lock()) {
+        minted.insert(effect, mark.to_owned());
+    }
+    axum::Json(serde_json::json!({}))
+}
+
+/// What is not revoked, whatever was asked for: the other end looks for its own.
+async fn list(State(backend): State<Arc<Backend>>) -> axum::Json<serde_json::Value> {
+    let revoked = backend.revoked.lock().map(|revoked| revoked.clone()).unwrap_or_default();
+    let minted = backend.minted.lock().map(|minted| minted.clone()).unwrap_or_default();
+    let alive = minted.into_iter().filter(|(effect, _)| !revoked.contains(effect));
+    let alive = alive.map(|(effect, mark)| serde_json::json!({ "mark": mark, "name": effect }));
+    axum::Json(serde_json::json!({ "credentials": alive.collect::<Vec<_>>() }))
 }
 
 async fn revoke(
