@@ -73,7 +73,7 @@ pub(crate) struct Witness {
 struct Taker {
     group: Group,
     proc: Proc,
-    taking: Option<Taking>,
+    taking: Taking,
     /// Holds each opener until we know who it is.
     exact: Option<Exact>,
     /// Taken, and not yet charged to anybody.
@@ -92,19 +92,13 @@ impl Taker {
             self.pending.join(Look { began, drained: true, ..Look::default() });
             return;
         }
-        // Without the mark a killed applier would look as if it had lost nothing; then it is better not to take.
-        match self.taking.as_ref().map_or(Ok(()), Taking::begin) {
-            Ok(()) => {
-                let look = self.proc.take(&self.group, self.exact.as_mut());
-                if look.exact_ended {
-                    tracing::error!("the exact mode has ended: openers are not held");
-                    self.exact = None;
-                    self.exact_ended = Some(UnixMillis::now());
-                }
-                self.pending.join(look);
-            }
-            Err(error) => tracing::error!(%error, "readers are not taken over"),
+        let look = self.proc.take(&self.group, self.exact.as_mut(), Some(&mut self.taking));
+        if look.exact_ended {
+            tracing::error!("the exact mode has ended: openers are not held");
+            self.exact = None;
+            self.exact_ended = Some(UnixMillis::now());
         }
+        self.pending.join(look);
     }
 }
 
@@ -281,28 +275,20 @@ impl Witness {
                 return;
             }
         };
-        let taking = match Taking::open(mark) {
-            Ok((taking, interrupted)) => {
-                self.interrupted = interrupted;
-                taking
-            }
+        let (taking, left) = match Taking::open(mark, &self.boot_id) {
+            Ok(opened) => opened,
             Err(error) => {
                 self.why = format!("{} cannot be written: {error}", mark.display());
                 return;
             }
         };
         self.kind = Kind::Kernel;
+        self.interrupted = left.interrupted;
         self.stored = store(&group);
-        let (proc, taking) = (Proc::new(), Some(taking));
-        let taker = Taker {
-            group,
-            proc,
-            taking,
-            exact: None,
-            pending: Look::default(),
-            told: false,
-            exact_ended: None,
-        };
+        let proc = Proc::new();
+        let mut pending = left.look;
+        pending.sightings.extend(proc.recognise(&left.unseen));
+        let taker = Taker { group, proc, taking, exact: None, pending, told: false, exact_ended: None };
         self.taker = Some(Arc::new(Mutex::new(taker)));
     }
 
@@ -387,12 +373,11 @@ impl Witness {
 
     /// Everything that was looked at is in the journal.
     pub(crate) fn journaled(&self) {
-        if let Some(taker) = self.taker()
-            && taker.pending.is_empty()
-            && let Some(taking) = &taker.taking
-            && let Err(error) = taking.journaled()
-        {
-            tracing::warn!(%error, "the next start will take this for an interruption");
+        if let Some(mut taker) = self.taker() {
+            let Taker { taking, pending, .. } = &mut *taker;
+            if let Err(error) = taking.journaled(pending) {
+                tracing::warn!(%error, "the next start will take over what is in the journal already");
+            }
         }
     }
 

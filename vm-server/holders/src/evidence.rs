@@ -121,7 +121,8 @@ pub struct Evidence {
     /// What each consumer has last said that it is on, and which process said so.
     #[serde(default)]
     said: BTreeMap<ConsumerName, (ProcessId, Version)>,
-    /// Lives that an application's own word released from a version.
+    /// Lives that do not have a version although it was current in their time: by an application's own word, by an
+    /// operator's, or because a look shows that they began after it. Until it is current again.
     released: BTreeMap<Version, BTreeSet<HolderId>>,
     /// Processes whose hold an operator cleared.
     excused: BTreeMap<Version, BTreeSet<ProcessId>>,
@@ -255,6 +256,8 @@ impl Evidence {
         let spans = &mut self.versions.entry(version).or_default().current;
         if spans.last().is_none_or(|(_, until)| until.is_some()) {
             spans.push((now, None));
+            // Whoever had let go of it may read it again.
+            self.released.remove(&version);
         }
     }
 
@@ -348,22 +351,29 @@ impl Evidence {
         self.gaps.retain(|gap| gap.of_consumer.as_ref() != Some(consumer));
         let mut changed = self.gaps.len() != gaps;
         let Some((id, state, began)) = declared_life(life, scene) else { return changed };
-        let spanned = |(from, until): &(Millis, Option<Millis>)| {
-            *from <= scene.table.taken && until.is_none_or(|until| began <= until)
+        let was_current = |watched: &Watched, began: Millis| {
+            let in_its_time = |(from, until): &(Millis, Option<Millis>)| {
+                *from <= scene.table.taken && until.is_none_or(|until| began <= until)
+            };
+            watched.current.iter().any(in_its_time)
         };
-        let versions: Vec<Version> = self
-            .versions
-            .iter()
-            .filter(|(_, watched)| watched.current.iter().any(spanned))
-            .map(|(version, _)| *version)
-            .collect();
-        for version in versions {
-            let released = self.released.get(&version).is_some_and(|lives| lives.contains(&id));
-            let held = self.held.get(&version).is_some_and(|holds| holds.contains_key(&id));
-            if !released && !held {
-                self.hold(version, &id, state.clone(), Some(rule), Kind::Declared, "named by policy");
+        let mut held = Vec::new();
+        for (version, watched) in &self.versions {
+            let known = self.held.get(version).is_some_and(|holds| holds.contains_key(&id));
+            if known || self.released.get(version).is_some_and(|lives| lives.contains(&id)) {
+                continue;
+            }
+            if was_current(watched, began.by_looks) {
+                held.push(*version);
+            } else if was_current(watched, began.by_start) {
+                // What a look has shown is not shown again after our restart.
+                self.released.entry(*version).or_default().insert(id.clone());
                 changed = true;
             }
+        }
+        changed |= !held.is_empty();
+        for version in held {
+            self.hold(version, &id, state.clone(), Some(rule), Kind::Declared, "named by policy");
         }
         changed
     }
@@ -857,13 +867,22 @@ fn charge(lineage: &[Process], names: &[&str], scene: &Scene<'_>) -> Charged {
     )
 }
 
+/// When a life began at the earliest.
+struct Began {
+    /// By the kernel's start times and systemd's word.
+    by_start: Millis,
+    /// By what our looks have shown as well.
+    by_looks: Millis,
+}
+
 /// The life that a declared consumer is in, its name, and when it began at the earliest.
-fn declared_life(life: &ConsumerLife, scene: &Scene<'_>) -> Option<(HolderId, LifeState, Millis)> {
+fn declared_life(life: &ConsumerLife, scene: &Scene<'_>) -> Option<(HolderId, LifeState, Began)> {
     let table = scene.table;
     match life {
         ConsumerLife::Process(id) => {
             let (name, state) = LifeState::of_process(table.get(*id)?, table);
-            Some((name, state, table.began(*id)))
+            let began = Began { by_start: table.began_by_start(*id), by_looks: table.began(*id) };
+            Some((name, state, began))
         }
         ConsumerLife::Unit { name, main, invocation, began } => {
             let main = main.and_then(|id| table.get(id));
@@ -876,7 +895,7 @@ fn declared_life(life: &ConsumerLife, scene: &Scene<'_>) -> Option<(HolderId, Li
                 state.remember(main.id);
             }
             let id = crate::life::holder_id("unit", &format!("{name}:{invocation}"));
-            Some((id, state, *began))
+            Some((id, state, Began { by_start: *began, by_looks: *began }))
         }
         ConsumerLife::NotRunning | ConsumerLife::Unknown(_) => None,
     }

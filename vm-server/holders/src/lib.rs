@@ -11,8 +11,8 @@
 //!
 //! One turn of the caller's loop, on a thread that may wait:
 //!
-//! 1. [`Taking::begin`], then [`Proc::take`]: takes the events and reads who their readers are before they are gone, so
-//!    nothing else should delay it; then [`Proc::table`];
+//! 1. [`Proc::take`]: takes the events, leaves them to whoever comes after us, and reads who their readers are before
+//!    they are gone, so nothing else should delay it; then [`Proc::table`];
 //! 2. [`Evidence::observe`] and [`Evidence::refresh`] of each set, with that look's table;
 //! 3. the state into the journal if either said that it changed, then [`Taking::journaled`].
 //!
@@ -36,4 +36,4 @@ pub use process::{Process, ProcessId, Table, printable};
 pub use rules::{ConsumerRule, Exempt, Release, Rules};
 pub use scan::{Detail, Look, Proc, Reader, Sighting, boot_clock, boot_id};
 pub use sweep::{Found, Needle, Sweep, Traces};
-pub use taking::Taking;
+pub use taking::{Left, Taken, Taking};

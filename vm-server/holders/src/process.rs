@@ -56,7 +56,7 @@ impl fmt::Debug for ProcessId {
 }
 
 /// What we know of one process.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Which one.
     pub id: ProcessId,
@@ -196,6 +196,9 @@ pub struct Table {
     pub cgroups: BTreeMap<String, CgroupLife>,
     /// For each foreign mount namespace, the devices that are mounted in it. `None`: not looked at, or not readable.
     pub mounts: BTreeMap<u64, Option<BTreeSet<u64>>>,
+    /// Of processes whose start time says less: the last complete look at which they were not there. A start time is
+    /// rounded down to a tick, in which there may have been a flip and a look after it.
+    pub not_before: BTreeMap<ProcessId, Millis>,
 }
 
 /// One life of a cgroup.
@@ -221,11 +224,17 @@ impl Table {
     /// The latest moment, on the boot clock, at which a process with this start can have begun, plus one tick.
     /// Start times are rounded down.
     pub fn began_before(&self, id: ProcessId) -> Millis {
-        self.began(id).plus(Millis(1000 / self.ticks.max(1)))
+        self.began_by_start(id).plus(Millis(1000 / self.ticks.max(1)))
     }
 
     /// The earliest moment at which it can have begun.
     pub fn began(&self, id: ProcessId) -> Millis {
+        let by_start = self.began_by_start(id);
+        self.not_before.get(&id).map_or(by_start, |look| by_start.max(*look))
+    }
+
+    /// The same by its start time alone.
+    pub(crate) fn began_by_start(&self, id: ProcessId) -> Millis {
         Millis(id.start.saturating_mul(1000) / self.ticks.max(1))
     }
 

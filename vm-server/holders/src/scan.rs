@@ -12,9 +12,11 @@ use lifecycle::Millis;
 use opens::exact::{Exact, Held};
 use opens::{Event, Group, Inode, Lost, ProcessText};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 
 use crate::belongs::Belongs;
-use crate::process::{CgroupLife, Process, Table};
+use crate::process::{CgroupLife, Process, ProcessId, Table};
+use crate::taking::{Taken, Taking};
 
 /// Listings of `/proc` after which a table that does not settle counts as incomplete.
 const LISTINGS_MAX: usize = 8;
@@ -24,6 +26,10 @@ const BATCHES_MAX: usize = 16;
 
 /// How long a notification may trail behind the permission event of the same opening.
 const TRAILS_BY: Duration = Duration::from_secs(10);
+
+/// What it means when events that were taken cannot be written down.
+const NOT_WRITTEN: &str =
+    "if we are killed before the journal has it, the next start will not know who has read";
 
 /// How many ancestors are followed. A chain that is longer is no chain that we understand.
 const ANCESTORS_MAX: usize = 64;
@@ -38,7 +44,7 @@ pub enum Detail {
 }
 
 /// What was seen since the last look.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     /// When it began, on the boot clock: everything before that is in it, if it drained the queue.
     pub began: Millis,
@@ -48,7 +54,8 @@ pub struct Look {
     pub lost: Vec<String>,
     /// Nothing was left in the queue.
     pub drained: bool,
-    /// The responder of the exact mode has ended.
+    /// The responder of the exact mode has ended. Of a later start this says nothing.
+    #[serde(skip)]
     pub exact_ended: bool,
 }
 
@@ -82,7 +89,7 @@ impl Look {
 }
 
 /// One process opened or read one inode.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sighting {
     /// The file.
     pub inode: Inode,
@@ -93,7 +100,7 @@ pub struct Sighting {
 }
 
 /// Who opened or read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reader {
     /// This process, and where no cgroup of its own names it, its ancestors, nearest first.
     Seen(Vec<Process>),
@@ -110,6 +117,10 @@ pub struct Proc {
     ticks: u64,
     /// Openings that the exact mode has shown lately: their notifications are no news, even if the opener is gone.
     shown: HashMap<(i32, Inode), Instant>,
+    /// Who was there at the last complete table, and when that was.
+    last: Option<(Millis, BTreeSet<ProcessId>)>,
+    /// What earlier tables say of when the living have begun, see [`Table::not_before`].
+    not_before: BTreeMap<ProcessId, Millis>,
 }
 
 impl Default for Proc {
@@ -127,6 +138,8 @@ impl Proc {
             cgroups: cgroup_mount(&mounts),
             ticks: rustix::param::clock_ticks_per_second(),
             shown: HashMap::new(),
+            last: None,
+            not_before: BTreeMap::new(),
         }
     }
 
@@ -140,7 +153,7 @@ impl Proc {
     }
 
     /// All processes, now.
-    pub fn table(&self, detail: Detail) -> Table {
+    pub fn table(&mut self, detail: Detail) -> Table {
         let mut table = Table { taken: boot_clock(), ticks: self.ticks, ..Table::default() };
         let mut seen = BTreeSet::new();
         let mut whole = true;
@@ -172,7 +185,25 @@ impl Proc {
         if detail == Detail::Reach {
             table.mounts = self.mounts(&table);
         }
+        self.tell_arrivals(&mut table);
         table
+    }
+
+    /// Whoever was not there at the last table began after it.
+    fn tell_arrivals(&mut self, table: &mut Table) {
+        let living: BTreeSet<ProcessId> = table.processes.values().map(|process| process.id).collect();
+        self.not_before.retain(|id, _| living.contains(id));
+        if let Some((taken, were_there)) = &self.last {
+            // A start time that says more is enough.
+            let arrived = living.difference(were_there).filter(|id| table.began_by_start(**id) < *taken);
+            for id in arrived {
+                self.not_before.entry(*id).or_insert(*taken);
+            }
+        }
+        table.not_before.clone_from(&self.not_before);
+        if table.complete {
+            self.last = Some((table.taken, living));
+        }
     }
 
     /// One process, proven not to have changed hands while it was read. `None` when it is gone.
@@ -182,13 +213,22 @@ impl Proc {
         (number_of(&pidfd) == Some(pid)).then_some(process)
     }
 
-    /// Takes what the kernel has queued and reads who it was, before they are gone.
-    pub fn take(&mut self, group: &Group, exact: Option<&mut Exact>) -> Look {
+    /// Takes what the kernel has queued and reads who it was, before they are gone. `taking` is told of each step: what
+    /// it cannot write down is left to the kernel.
+    pub fn take(&mut self, group: &Group, exact: Option<&mut Exact>, taking: Option<&mut Taking>) -> Look {
         let mut look = Look { began: boot_clock(), ..Look::default() };
         let mut known: HashMap<i32, Reader> = HashMap::new();
         let mut notified: Vec<(i32, Sighting)> = Vec::new();
+        let mut taking = taking;
         for _ in 0..BATCHES_MAX {
+            if let Some(Err(error)) = taking.as_ref().map(|taking| taking.begin()) {
+                tracing::error!(%error, "readers are not taken over");
+                break;
+            }
             let batch = group.read();
+            if let Some(Err(error)) = taking.as_mut().map(|taking| taking.taken(&batch)) {
+                tracing::warn!(%error, "{NOT_WRITTEN}");
+            }
             // Who they were first, since they go away; their ancestors later.
             let readers: Vec<Option<Process>> =
                 batch.events.iter().map(|event| self.witness(event)).collect();
@@ -212,12 +252,29 @@ impl Proc {
             sighting.reader != Reader::Vanished || !shown.contains_key(&(*pid, sighting.inode))
         });
         look.sightings.extend(news.map(|(_, sighting)| sighting));
+        if let Some(Err(error)) = taking.map(|taking| taking.looked(&look)) {
+            tracing::warn!(%error, "{NOT_WRITTEN}");
+        }
         look
+    }
+
+    /// What an earlier daemon took and did not look at: of whoever lives, who that is.
+    pub fn recognise(&self, taken: &[Taken]) -> Vec<Sighting> {
+        let mut known = HashMap::new();
+        let sighting = |taken: &Taken| {
+            // One that began in the tick in which it was taken may have got the number of one that is gone.
+            let tick = 1000 / self.ticks.max(1);
+            let was_there = |process: &Process| (process.id.start + 1).saturating_mul(tick) <= taken.at.0;
+            let reader = self.process(taken.pid).filter(was_there);
+            let reader = self.with_ancestors(taken.pid, reader, &mut known);
+            Sighting { inode: taken.inode, opened: taken.opened, reader }
+        };
+        taken.iter().map(sighting).collect()
     }
 
     /// Takes what the kernel has queued, and then all processes.
     pub fn look(&mut self, group: &Group, exact: Option<&mut Exact>) -> (Look, Table) {
-        let look = self.take(group, exact);
+        let look = self.take(group, exact, None);
         let table = self.table(look.detail());
         (look, table)
     }
@@ -425,7 +482,7 @@ mod tests {
 
     #[test]
     fn we_are_in_our_own_table_and_a_reaped_child_is_not() {
-        let proc = Proc::new();
+        let mut proc = Proc::new();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         child.wait().unwrap();
@@ -436,5 +493,27 @@ mod tests {
         assert!(!table.processes.contains_key(&pid));
         assert_eq!(proc.process(own).unwrap().id, table.processes[&own].id);
         assert!(table.began(table.processes[&own].id) <= boot_clock());
+    }
+
+    #[test]
+    fn who_was_not_there_at_a_look_began_after_it() {
+        let mut proc = Proc::new();
+        let looks = 20;
+        let mut by_look = 0;
+        for _ in 0..looks {
+            let before = proc.table(Detail::Lives);
+            assert!(before.complete);
+            let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+            let table = proc.table(Detail::Lives);
+            let id = table.processes[&i32::try_from(child.id()).unwrap()].id;
+            assert!(table.began(id) >= before.taken && table.began_before(id) >= table.began(id));
+            by_look += usize::from(table.began(id) > table.began_by_start(id));
+            // It stays known.
+            assert_eq!(proc.table(Detail::Lives).began(id), table.began(id));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(!proc.table(Detail::Lives).not_before.contains_key(&id));
+        }
+        assert!(by_look > 0, "no child began in the tick of the look before it, in {looks}");
     }
 }

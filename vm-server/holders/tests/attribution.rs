@@ -754,6 +754,54 @@ fn a_life_that_no_look_saw_before_the_flip_holds_the_old_version_by_its_start() 
 }
 
 #[test]
+fn a_start_in_the_tick_of_the_flip_is_after_it_when_a_look_between_them_shows_that() {
+    let mut world = declared();
+    world.at(2_003);
+    world.evidence.current(Some(NEW), Millis(2_003));
+    world.at(2_007);
+    let id = world.put(100, 1, |_| {});
+    world.table.not_before.insert(id, Millis(2_005));
+    world.declare(&ConsumerLife::Process(id));
+    assert!(!world.holds(OLD) && world.holds(NEW));
+    // Our restart forgets looks, not what they have shown.
+    let kept = serde_json::to_vec(&world.evidence).unwrap();
+    world.evidence = serde_json::from_slice(&kept).unwrap();
+    world.table.not_before.clear();
+    world.declare(&ConsumerLife::Process(id));
+    assert!(!world.holds(OLD) && world.holds(NEW));
+}
+
+#[test]
+fn a_start_in_the_tick_of_the_flip_holds_the_old_version_without_such_a_look() {
+    let mut world = declared();
+    world.at(2_003);
+    world.evidence.current(Some(NEW), Millis(2_003));
+    world.at(2_007);
+    let id = world.put(100, 1, |_| {});
+    world.declare(&ConsumerLife::Process(id));
+    assert!(world.holds(OLD) && world.holds(NEW));
+}
+
+#[test]
+fn a_version_that_is_current_again_may_be_read_again_by_whoever_had_dropped_it() {
+    let mut world = declared();
+    world.rules.consumers[0].release.by_word = true;
+    let id = world.put(100, 1, |_| {});
+    world.declare(&ConsumerLife::Process(id));
+    world.evidence.current(Some(NEW), Millis(1_500));
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    let peer = world.table.processes[&100].clone();
+    world.evidence.word(&name("app"), &peer, NEW, &BTreeSet::from([OLD]), &scene).unwrap();
+    world.declare(&ConsumerLife::Process(id));
+    assert!(!world.holds(OLD));
+    // Rolled back; it reads the old one again, and is silent about it.
+    world.evidence.current(Some(OLD), Millis(2_000));
+    world.at(2_500);
+    world.declare(&ConsumerLife::Process(id));
+    assert!(world.holds(OLD));
+}
+
+#[test]
 fn a_worker_that_outlives_the_declared_process_holds() {
     let mut world = declared();
     let id = world.put(100, 1, |_| {});

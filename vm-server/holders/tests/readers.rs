@@ -292,7 +292,7 @@ impl Host {
         }
     }
 
-    fn sweep(&self, sweep: &Sweep) -> Traces {
+    fn sweep(&mut self, sweep: &Sweep) -> Traces {
         let table = self.proc.table(Detail::Lives);
         sweep.run(&self.proc, &table, &self.rules)
     }

@@ -204,7 +204,7 @@ fn take_at_once(taken: Arc<Mutex<Look>>, group: Weak<Group>) {
             let at_most = Timespec { tv_sec: 1, tv_nsec: 0 };
             if poll(&mut polled, Some(&at_most)).unwrap() > 0 {
                 let mut taken = taken.lock().unwrap();
-                taken.join(proc.take(&group, None));
+                taken.join(proc.take(&group, None, None));
             }
         }
     });

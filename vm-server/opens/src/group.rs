@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 
 use crate::event::{Batch, Event, Lost, Raw, parse};
 
@@ -23,7 +24,7 @@ const ONE_EVENT_BYTES: usize = 56;
 const BATCH_EVENTS_MAX: usize = 256;
 
 /// Names a file beyond its path.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Inode {
     /// The device, as `stat` shows it.
     pub device: u64,

@@ -107,6 +107,13 @@ impl Disk {
         self.gate("open_file").and_then(|()| retry(open)).map_err(SetError::io("open", &dir.at(name)))
     }
 
+    /// Refers to a file without opening it: whoever watches openings sees nothing of it.
+    pub(crate) fn refer_to(&self, dir: &Dir, name: &str) -> Result<OwnedFd, SetError> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || fs::openat2(dir.fd.as_fd(), name, flags, Mode::empty(), BENEATH);
+        self.gate("refer_to").and_then(|()| retry(open)).map_err(SetError::io("look at", &dir.at(name)))
+    }
+
     /// Gives a file its owner, where that is another than ours.
     pub(crate) fn own(&self, file: BorrowedFd<'_>, ids: Ids, path: &Path) -> Result<(), SetError> {
         let stat = fs::fstat(file).map_err(SetError::io("look at", path))?;

@@ -203,7 +203,9 @@ impl SetDir {
     pub fn mark_again(&self, version: Version, mark: &mut Mark<'_>) -> Result<(), SetError> {
         let dir = self.version_dir(version)?;
         for name in self.disk.names(&dir)? {
-            let file = self.disk.open_file(&dir, &name)?;
+            // An opening of ours that is still in the kernel's queue when we are killed would be a reader that nobody
+            // knows.
+            let file = self.disk.refer_to(&dir, &name)?;
             let path = dir.path.join(&name);
             mark(&name, file.as_fd()).map_err(|source| SetError::Io { doing: "mark", path, source })?;
         }

@@ -429,6 +429,23 @@ impl Host {
         self.db()
     }
 
+    /// Reads reports until one is as awaited; false when the applier is gone before.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn until_or_gone(&mut self, is: impl Fn(&SetReport) -> bool) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while self.report.is_none() || !is(&self.db()) {
+            assert!(Instant::now() < deadline, "neither came: {:#?}", self.report);
+            match self.read() {
+                Some(FromApplier::Report { report } | FromApplier::Answer { report, .. }) => {
+                    self.take(&report);
+                }
+                Some(other) => panic!("{other:?}"),
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// Reads reports until one is as awaited.
     #[track_caller]
     pub(crate) fn until_report(&mut self, what: &str, is: impl Fn(&Report) -> bool) -> Report {

@@ -318,6 +318,21 @@ impl Store {
     }
 }
 
+/// Somebody whom policy does not name has read the password, and lives on.
+fn stranger(host: &Host) -> std::process::Child {
+    let script = r#"IFS= read -r value < "$1" || [ -n "$value" ]; echo read; read _"#;
+    let mut stranger = Command::new("setsid")
+        .args(["/bin/bash", "-c", script, "stranger"])
+        .arg(host.app_dir().join("password"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 5];
+    stranger.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    stranger
+}
+
 #[test]
 fn who_read_while_we_were_away_is_seen_where_somebody_kept_our_group() {
     if !is_able() {
@@ -329,16 +344,7 @@ fn who_read_while_we_were_away_is_seen_where_somebody_kept_our_group() {
     let kept = store.take();
     let (mut host, _app) = started(host);
     host.kill();
-    let script = r#"IFS= read -r value < "$1" || [ -n "$value" ]; echo read; read _"#;
-    let mut stranger = Command::new("setsid")
-        .args(["/bin/bash", "-c", script, "stranger"])
-        .arg(host.app_dir().join("password"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 5];
-    stranger.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    let mut stranger = stranger(&host);
     host.kept = Some(kept);
     host.up();
     let report = host.until("the stranger", |report| {
@@ -347,6 +353,53 @@ fn who_read_while_we_were_away_is_seen_where_somebody_kept_our_group() {
     assert!(report.gaps.is_empty(), "nothing was missed: {report:#?}");
     let _ = stranger.kill();
     let _ = stranger.wait();
+}
+
+/// What was taken from the kernel and is in no journal yet is left to the next of us.
+#[cfg(feature = "failpoints")]
+#[test]
+fn who_read_and_was_not_journaled_before_we_were_killed_is_seen_where_somebody_kept_our_group() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with(&policy(r#"adopt = "restart""#), "");
+    let store = Store::new(&mut host);
+    host.up();
+    let kept = store.take();
+    let (mut host, _app) = started(host);
+    // From now on it is this test that hands the group back.
+    host.environment.clear();
+    let from = host.root().join("from");
+    let mut step = 0;
+    let (mut was_killed, mut question) = (true, 0);
+    while was_killed {
+        step += 1;
+        host.end_in_good_order();
+        host.kept = Some(kept.try_clone().unwrap());
+        host.environment.push(("ESO_FAILPOINT".to_owned(), step.to_string()));
+        host.environment.push(("ESO_FAILPOINT_FROM".to_owned(), from.display().to_string()));
+        host.up();
+        // It has read what it reads itself at its start.
+        question += 1;
+        host.ask(question);
+        std::fs::write(&from, "").unwrap();
+        let mut stranger = stranger(&host);
+        let description = format!("process {} ", stranger.id());
+        let shows = |report: &lifecycle::SetReport| {
+            report.holders.iter().any(|holder| holder.description.contains(&description))
+        };
+        was_killed = !host.until_or_gone(shows);
+        host.kill();
+        std::fs::remove_file(&from).unwrap();
+        host.environment.clear();
+        host.kept = Some(kept.try_clone().unwrap());
+        host.up();
+        let report = host.until("the stranger", shows);
+        assert!(report.gaps.is_empty(), "killed at step {step}: {report:#?}");
+        let _ = stranger.kill();
+        let _ = stranger.wait();
+    }
+    assert!(step > 2, "it was killed at {} steps", step - 1);
 }
 
 #[test]
