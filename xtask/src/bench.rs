@@ -12,9 +12,12 @@ pub(crate) fn run(arguments: &[OsString]) -> anyhow::Result<()> {
         return process::run(&mut process::built("bench", arguments));
     }
     // As the package is built: what the bench itself needs must not add to what the programs of a host contain.
-    for packages in [["eso-vm-server", "eso-vm-applier"], ["eso-control-plane", "tests-bench"]] {
-        let [one, other] = packages;
-        process::run(&mut process::cargo(&["build", "--release", "--package", one, "--package", other]))?;
+    for packages in
+        [&["eso-vm-server", "eso-vm-applier"][..], &["eso-control-plane", "tests-bench", "tests-fleet"]]
+    {
+        let packages = packages.iter().flat_map(|package| ["--package", package]);
+        let words: Vec<&str> = ["build", "--release"].into_iter().chain(packages).collect();
+        process::run(&mut process::cargo(&words))?;
     }
     let program = process::target().join("release").join("bench");
     process::run(Command::new(program).args(arguments))

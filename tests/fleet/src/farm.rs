@@ -88,11 +88,7 @@ impl Farm {
     /// Enrols all hosts with a control plane that serves, and starts both halves of each. `runtime` must be made for
     /// so many, see [`runtime`]. They connect in their own time: [`ControlPlane::until_connected`].
     pub fn start(spec: &Spec, control: &ControlPlane, runtime: &Handle) -> anyhow::Result<Self> {
-        let enrolling = futures_util::stream::iter(0..spec.hosts)
-            .map(|number| enrol(spec.clone(), number, control.api().clone(), runtime.clone()))
-            .buffered(ENROL_AT_ONCE)
-            .try_collect::<Vec<Host>>();
-        let mut farm = Self { hosts: runtime.block_on(enrolling)? };
+        let mut farm = Self::enrol(spec, control, runtime)?;
         for host in &mut farm.hosts {
             host.start(Half::Network)?;
             host.start(Half::Applier)?;
@@ -100,9 +96,23 @@ impl Farm {
         Ok(farm)
     }
 
+    /// Enrols them and starts none.
+    pub fn enrol(spec: &Spec, control: &ControlPlane, runtime: &Handle) -> anyhow::Result<Self> {
+        let enrolling = futures_util::stream::iter(0..spec.hosts)
+            .map(|number| enrol(spec.clone(), number, control.api().clone(), runtime.clone()))
+            .buffered(ENROL_AT_ONCE)
+            .try_collect::<Vec<Host>>();
+        Ok(Self { hosts: runtime.block_on(enrolling)? })
+    }
+
     /// All of them.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Their configurations, for a [`Crowd`](crate::Crowd).
+    pub fn configs(&self) -> Vec<PathBuf> {
+        self.hosts.iter().map(|host| host.site().config()).collect()
     }
 
     /// All of them, to start and kill.

@@ -13,6 +13,7 @@
 pub mod apart;
 pub mod applications;
 pub mod control;
+pub mod crowd;
 pub mod farm;
 pub mod host;
 pub mod luck;
@@ -23,6 +24,7 @@ pub mod server;
 
 pub use apart::apart;
 pub use control::ControlPlane;
+pub use crowd::Crowd;
 pub use farm::{Farm, Road, Spec};
 pub use host::{Half, Host, Kind, Site};
 pub use luck::Luck;

@@ -1,6 +1,6 @@
 //! How long one version takes to reach a whole fleet.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use lifecycle::{Millis, OrderKind, Version};
 use protocol::enrol::{PENDING_FILE, PendingEnrolment, RegisteredKeys};
 use protocol::{Frame, UnixMillis};
-use tests_fleet::{ControlPlane, Farm, Half, Host, Kind, Site, Spec};
+use tests_fleet::{ControlPlane, Crowd, Farm, Host, Kind, Site, Spec};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -39,7 +39,7 @@ pub fn measure_1000(scale: Scale) -> anyhow::Result<Vec<Figure>> {
 
 fn measure(hosts: usize, rounds: usize, lead: Duration) -> anyhow::Result<Vec<Figure>> {
     let bar = progress(&format!("rollout {hosts}"), rounds + 3);
-    let runtime = tests_fleet::farm::runtime(2 * hosts)?;
+    let runtime = tests_fleet::farm::runtime(16)?;
     let ours = Ours::start(hosts, lead, &runtime)?;
     bar.inc(1);
     let mut bare = runtime.block_on(Bare::start(hosts, &runtime))?;
@@ -56,11 +56,8 @@ fn measure(hosts: usize, rounds: usize, lead: Duration) -> anyhow::Result<Vec<Fi
         bar.inc(1);
     }
     bar.finish_and_clear();
-    // A host's end waits for its tasks, which run there.
-    drop(ours);
-    bare.end(&runtime);
     let words = format!(
-        "from `rotate` to adopted by all, without the {} s from the agreement to the instant: the control plane in a process of its own, the hosts' own code in another, real TLS and sockets; against a client that signs, seals and exchanges `stage` and `adopt` with as many such hosts over open connections ({rounds} times, median)",
+        "from `rotate` to adopted by all, without the {} s from the agreement to the instant: the control plane in a process of its own, the hosts' own code in others, real TLS and sockets; against a client that signs, seals and exchanges `stage` and `adopt` with as many such hosts over open connections ({rounds} times, median)",
         lead.as_secs()
     );
     let figure =
@@ -70,7 +67,7 @@ fn measure(hosts: usize, rounds: usize, lead: Duration) -> anyhow::Result<Vec<Fi
 
 /// The control plane and its fleet.
 struct Ours {
-    _farm: Farm,
+    _crowd: Crowd,
     control: ControlPlane,
     lead: Duration,
     _directories: [tempfile::TempDir; 2],
@@ -85,10 +82,11 @@ impl Ours {
         control.start()?;
         let labels = Arc::new(|_: &Site| [("app".to_owned(), SET.to_owned())].into());
         let spec = Spec { labels, ..Spec::plain(hosts, places.path().to_owned(), SET) };
-        let farm = Farm::start(&spec, &control, runtime.handle())?;
+        let farm = Farm::enrol(&spec, &control, runtime.handle())?;
+        let crowd = crowd(&farm.configs(), directory.path())?;
         control.until_connected(hosts, PATIENCE)?;
         control.write_resource("bench.yaml", &resource(hosts, lead))?;
-        let ours = Self { _farm: farm, control, lead, _directories: [directory, places] };
+        let ours = Self { _crowd: crowd, control, lead, _directories: [directory, places] };
         ours.until_settled(Version::new(1, 1))?;
         Ok(ours)
     }
@@ -165,7 +163,7 @@ spec:
 /// Hosts of the same kind, and nothing above them.
 struct Bare {
     desk: Arc<Desk>,
-    hosts: Vec<Host>,
+    _crowd: Crowd,
     lines: Vec<Line>,
     round: u32,
     _places: tempfile::TempDir,
@@ -188,15 +186,17 @@ impl Bare {
             let (handle, desk, place) = (runtime.handle().clone(), desk.clone(), places.path().to_owned());
             let (host, keys) =
                 tokio::task::spawn_blocking(move || enrol(number, &place, &desk, port, &handle)).await??;
-            hosts.push(host);
-            lines.push((keys, String::new()));
+            hosts.push((host.site().config(), host.address()));
+            lines.push(keys);
         }
+        let (configs, addresses): (Vec<_>, Vec<_>) = hosts.into_iter().unzip();
+        let crowd = crowd(&configs, places.path())?;
         let client = Arc::new(BareClient::of(&desk)?);
         let mut open = Vec::with_capacity(count);
-        for (host, (keys, _)) in hosts.iter().zip(lines) {
+        for (address, keys) in addresses.iter().zip(lines) {
             let deadline = Instant::now() + PATIENCE;
             let connection = loop {
-                match client.connect(&host.address().to_string()).await {
+                match client.connect(&address.to_string()).await {
                     Ok(connection) => break connection,
                     Err(error) if Instant::now() > deadline => return Err(error),
                     Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
@@ -204,7 +204,7 @@ impl Bare {
             };
             open.push(Line { keys, open: connection });
         }
-        let mut bare = Self { desk, hosts, lines: open, round: 0, _places: places };
+        let mut bare = Self { desk, _crowd: crowd, lines: open, round: 0, _places: places };
         bare.until_answering().await?;
         Ok(bare)
     }
@@ -276,19 +276,17 @@ impl Bare {
         }
         Ok(())
     }
-
-    fn end(self, runtime: &Runtime) {
-        let Self { hosts, lines, .. } = self;
-        let _inside = runtime.enter();
-        drop(lines);
-        drop(hosts);
-    }
 }
 
-/// Enrols one host and starts both halves of it.
+/// The hosts' processes.
+fn crowd(configs: &[PathBuf], directory: &Path) -> anyhow::Result<Crowd> {
+    Crowd::start(&process::path("fleet-host")?, configs, &directory.join("hosts.log"))
+}
+
+/// Enrols one host.
 fn enrol(
     number: usize,
-    places: &std::path::Path,
+    places: &Path,
     desk: &Desk,
     control_plane: u16,
     runtime: &tokio::runtime::Handle,
@@ -303,10 +301,8 @@ fn enrol(
     );
     let state: PathBuf = site.directory.join("state/server");
     let bundle = desk.bundle(&format!("https://127.0.0.1:{control_plane}"));
-    let mut host = Host::enrol(site, Kind::Tasks, listen, &config, &bundle, runtime)?;
+    let host = Host::enrol(site, Kind::Tasks, listen, &config, &bundle, runtime)?;
     let pending = PendingEnrolment::from_json(&std::fs::read(state.join(PENDING_FILE))?)?;
     let keys = desk.keys(&pending.registration)?;
-    host.start(Half::Network)?;
-    host.start(Half::Applier)?;
     Ok((host, keys))
 }
