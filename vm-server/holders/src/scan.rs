@@ -121,6 +121,8 @@ pub struct Proc {
     last: Option<(Millis, BTreeSet<ProcessId>)>,
     /// What earlier tables say of when the living have begun, see [`Table::not_before`].
     not_before: BTreeMap<ProcessId, Millis>,
+    /// This process, whose own readings are no news.
+    own: i32,
 }
 
 impl Default for Proc {
@@ -140,6 +142,7 @@ impl Proc {
             shown: HashMap::new(),
             last: None,
             not_before: BTreeMap::new(),
+            own: rustix::process::getpid().as_raw_nonzero().get(),
         }
     }
 
@@ -214,7 +217,7 @@ impl Proc {
     }
 
     /// Takes what the kernel has queued and reads who it was, before they are gone. `taking` is told of each step: what
-    /// it cannot write down is left to the kernel.
+    /// it cannot write down is left to the kernel. Readings of this very process are left out.
     pub fn take(&mut self, group: &Group, exact: Option<&mut Exact>, taking: Option<&mut Taking>) -> Look {
         let mut look = Look { began: boot_clock(), ..Look::default() };
         let mut known: HashMap<i32, Reader> = HashMap::new();
@@ -225,7 +228,8 @@ impl Proc {
                 tracing::error!(%error, "readers are not taken over");
                 break;
             }
-            let batch = group.read();
+            let mut batch = group.read();
+            batch.events.retain(|event| event.pid != self.own);
             if let Some(Err(error)) = taking.as_mut().map(|taking| taking.taken(&batch)) {
                 tracing::warn!(%error, "{NOT_WRITTEN}");
             }

@@ -33,6 +33,8 @@ pub struct Taking {
     length: u64,
     /// Something was not written down: only the journal makes up for it.
     lacks: bool,
+    /// Events were written down, and not yet what they have turned out to be.
+    unseen: bool,
 }
 
 /// What the last daemon left.
@@ -102,7 +104,8 @@ impl Taking {
         }
         file.set_len(length)?;
         let lacks = left.interrupted;
-        Ok((Self { path: path.to_owned(), boot: boot.to_owned(), file, length, lacks }, left))
+        let (path, boot) = (path.to_owned(), boot.to_owned());
+        Ok((Self { path, boot, file, length, lacks, unseen: false }, left))
     }
 
     /// Before events are taken. Without it a daemon that is killed would look as if it had lost nothing.
@@ -122,12 +125,14 @@ impl Taking {
             let pid = event.pidfd.as_ref().map_or(0, |_| event.pid);
             Taken { at, pid, inode: event.inode, opened: event.opened }
         };
+        self.unseen |= !batch.events.is_empty();
         self.add(batch.events.is_empty(), Said::Taken(batch.events.iter().map(taken).collect()))
     }
 
     /// What was taken has turned out to be this.
     pub(crate) fn looked(&mut self, look: &Look) -> io::Result<()> {
-        self.add(look.is_empty(), Said::Look(look))
+        let is_empty = look.is_empty() && !std::mem::take(&mut self.unseen);
+        self.add(is_empty, Said::Look(look))
     }
 
     fn add(&mut self, is_empty: bool, said: Said<&Look>) -> io::Result<()> {
@@ -250,6 +255,9 @@ mod tests {
         taking.begin().unwrap();
         taking.taken(&batch(vec![event(1, 41, true)])).unwrap();
         taking.looked(&look(1)).unwrap();
+        // Known otherwise, and so no news.
+        taking.taken(&batch(vec![event(9, 49, true)])).unwrap();
+        taking.looked(&Look::default()).unwrap();
         taking.begin().unwrap();
         taking.taken(&batch(vec![event(2, 42, true), event(3, 43, false)])).unwrap();
         assert!(!Taking::open(&path, "boot").unwrap().1.interrupted);
