@@ -101,6 +101,33 @@ async fn unenrolled(world: &World, bundle: &Bundle) -> Vec<(&'static str, EnrolR
     ]
 }
 
+/// Labels choose the credentials that a host gets, so whoever sets them decides who reads values, as whoever issues an
+/// enrolment token does. Nobody below an admin may, whatever they may do to a rotation.
+#[tokio::test]
+async fn who_may_rotate_may_not_decide_who_gets_values() {
+    let world = World::start().await;
+    let host = world.host("web-1").await;
+    let labels = serde_json::json!({ "labels": { "app": "orders" } });
+    let token = serde_json::json!({ "name": "web-2", "labels": { "app": "orders" } });
+    let path = format!("/v1/hosts/{}/labels", host.id);
+    for role in [Role::Scraper, Role::Viewer, Role::Operator] {
+        let (caller, _) = world.operator(role).await;
+        let answer = caller.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{role:?} labels a host");
+        let answer = caller.post("/v1/hosts/enroll-token", &token).await;
+        assert_eq!(answer.status(), 403, "{role:?} issues a token");
+    }
+    let own = host.caller.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+    assert_eq!(own.status(), 403, "a host labels itself");
+    let detail: serde_json::Value =
+        world.admin().get(&format!("/v1/hosts/{}", host.id)).await.json().await.unwrap();
+    assert_eq!(detail["labels"], serde_json::json!({}));
+    let (admin, _) = world.operator(Role::Admin).await;
+    let answer = admin.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_no_route_is_said_so_to_nobody_in_particular() {
     let world = World::start().await;
