@@ -238,11 +238,13 @@ fn backends(table: &mut Table) {
         };
     }
     of!("backend", "spec.rs", "TIMEOUT_SECONDS", "TIMEOUT_SECONDS_MAX");
+    of!("backend", "discreet.rs", "WORDS_CHARS_MAX");
     of!("backend", "reference.rs", "REFERENCED_BYTES_MAX");
     of!("backend", "tls.rs", "BUNDLE_BYTES_MAX");
     of!("value", "value.rs", "FIELDS_MAX", "FIELD_BYTES_MAX", "VALUE_BYTES_MAX", "FIELD_NAME_BYTES_MAX");
     of!("password", "draw.rs", "LENGTH", "LENGTH_OF_LOGIN", "LENGTH_MIN", "LENGTH_MAX");
-    of!("webhook", "webhook.rs", "ANSWER_BYTES_MAX", "WORDS_CHARS_MAX");
+    of!("webhook", "webhook.rs", "ANSWER_BYTES_MAX", "WORDS_BYTES_MAX");
+
     of!("postgresql", "postgresql/mod.rs", "PREFLIGHT_LIMIT", "REVOKE_LIMIT", "LIMIT", "LATE_LOGIN");
     of!("postgresql", "postgresql/preflight.rs", "SERVER_MIN", "DATABASES_MAX");
     of!("postgresql", "postgresql/role.rs", "END_WAIT");
