@@ -69,8 +69,8 @@ pub enum StoreError {
         "failed to store a value under {0}: one is already stored there, and values are never overwritten"
     )]
     AlreadyStored(lifecycle::EffectId),
-    /// Something encrypted does not decrypt: the row was altered, or belongs to another credential.
-    #[error("failed to decrypt {0}: the row was altered outside of the control plane; restore a backup")]
+    /// Something does not decrypt or carries no signature of ours: the row was altered, or belongs to another credential.
+    #[error("failed to trust {0}: the row was altered outside of the control plane; restore a backup")]
     Altered(String),
     /// The same thing exists.
     #[error("{0} already exists")]
