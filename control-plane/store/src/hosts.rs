@@ -114,25 +114,38 @@ impl Store {
         audit: Audit,
     ) -> Result<(), StoreError> {
         let text = json(&labels)?;
-        self.update_host("label a host", "UPDATE hosts SET labels = ?2 WHERE id = ?1", id, text, audit).await
+        self.update_host("label a host", "UPDATE hosts SET labels = ?2 WHERE id = ?1", id, text, Some(audit))
+            .await
     }
 
-    /// Replaces the address of a host's push API.
-    pub async fn set_host_address(&self, id: &str, address: String, audit: Audit) -> Result<(), StoreError> {
+    /// Replaces the address of a host's push API. The host itself says it, so not each time is told.
+    pub async fn set_host_address(
+        &self,
+        id: &str,
+        address: String,
+        audit: Option<Audit>,
+    ) -> Result<(), StoreError> {
         self.update_host("move a host", "UPDATE hosts SET address = ?2 WHERE id = ?1", id, address, audit)
             .await
     }
 
     /// Replaces the key that a host's TLS certificate is bound to, at renewal.
     pub async fn set_host_spki(&self, id: &str, spki: String, audit: Audit) -> Result<(), StoreError> {
-        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, audit).await
+        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, Some(audit))
+            .await
     }
 
     /// The host is gone for good.
     pub async fn retire_host(&self, id: &str, audit: Audit) -> Result<(), StoreError> {
         let retired = "retired".to_owned();
-        self.update_host("retire a host", "UPDATE hosts SET status = ?2 WHERE id = ?1", id, retired, audit)
-            .await
+        self.update_host(
+            "retire a host",
+            "UPDATE hosts SET status = ?2 WHERE id = ?1",
+            id,
+            retired,
+            Some(audit),
+        )
+        .await
     }
 
     async fn update_host(
@@ -141,7 +154,7 @@ impl Store {
         statement: &'static str,
         id: &str,
         text: String,
-        audit: Audit,
+        audit: Option<Audit>,
     ) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.write(what, move |database| {
@@ -151,7 +164,7 @@ impl Store {
             }
             let changed = database.connection.prepare_cached(statement)?.execute(params![id, text])?;
             database.sign_hosts(Some(&id))?;
-            database.append_audit(&audit)?;
+            audit.map_or(Ok(()), |audit| database.append_audit(&audit))?;
             if changed == 1 { Ok(()) } else { Err(StoreError::Missing(format!("host {id}")).into()) }
         })
         .await

@@ -401,7 +401,7 @@ async fn who_can_write_the_file_gets_no_value_sent() {
         store.issue_token(token, entry("token")).await.unwrap();
         assert!(store.enrol("t", host("aa"), 1, entry("enrol")).await.unwrap());
         store.set_host_spki("aa", "cc".into(), entry("renew")).await.unwrap();
-        store.set_host_address("aa", "127.0.0.1:9".into(), entry("move")).await.unwrap();
+        store.set_host_address("aa", "127.0.0.1:9".into(), Some(entry("move"))).await.unwrap();
         store.retire_host("aa", entry("retire")).await.unwrap();
         let progress = HostProgress { sequence: 3, ..HostProgress::default() };
         let commit = Commit { hosts: vec![("aa".into(), progress)], ..Commit::default() };
