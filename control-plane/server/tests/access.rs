@@ -128,6 +128,30 @@ async fn who_may_rotate_may_not_decide_who_gets_values() {
     world.stop().await;
 }
 
+/// A deadline clears whoever still holds the old version. One that has come before anybody could let go is a forced
+/// retirement, which is an admin's to order.
+#[tokio::test]
+async fn a_deadline_that_leaves_no_time_is_an_admins() {
+    let world = World::start().await;
+    let (operator, _) = world.operator(Role::Operator).await;
+    let (admin, _) = world.operator(Role::Admin).await;
+    let path = "/v1/credentials/nothing/rotate";
+    let wish = |deadline_ms: u64| serde_json::json!({ "compromised": true, "deadline_ms": deadline_ms });
+    for deadline_ms in [0, 1, 59_999] {
+        let refused = operator.post(path, &wish(deadline_ms)).await;
+        assert_eq!(refused.status(), 403, "{deadline_ms}");
+        assert_eq!(refused.json::<Problem>().await.unwrap().code, "short_deadline");
+        // There is no such credential: that is as far as somebody comes who may.
+        assert_eq!(admin.post(path, &wish(deadline_ms)).await.status(), 404, "{deadline_ms}");
+    }
+    assert_eq!(operator.post(path, &wish(60_000)).await.status(), 404);
+    let page: AuditPage = world.admin().get("/v1/audit").await.json().await.unwrap();
+    let denied = page.entries.iter().filter(|entry| entry.action == "denied");
+    let denied: Vec<_> = denied.map(|entry| (entry.actor.as_str(), entry.subject.as_str())).collect();
+    assert_eq!(denied, [("operator:Operator", path)]);
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_no_route_is_said_so_to_nobody_in_particular() {
     let world = World::start().await;

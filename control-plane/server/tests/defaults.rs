@@ -219,7 +219,7 @@ fn control_plane(table: &mut Table) {
     table.constants("api", include_str!("../src/settings.rs"), &["LISTEN"]);
     table.constants("api", include_str!("../src/route.rs"), &["BODY_BYTES_MAX"]);
     table.constants("api", include_str!("../src/table.rs"), &["IMPORT_BYTES_MAX"]);
-    table.constants("api", include_str!("../src/operate.rs"), &["REASON_CHARS_MAX"]);
+    table.constants("api", include_str!("../src/operate.rs"), &["REASON_CHARS_MAX", "DEADLINE_MS_MIN"]);
     table.constants("api", include_str!("../src/read.rs"), &["CHANGES_WAIT", "AUDIT_ROWS_MAX"]);
     let names = ["ANSWER_TIME_MAX", "ANSWER_BYTES_MAX"];
     table.constants("esoctl", include_str!("../../../esoctl/src/client.rs"), &names);
