@@ -85,8 +85,7 @@ pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Ep
         )));
     }
     let partial = to.with_extension("restoring");
-    std::fs::copy(from, &partial).map_err(failed)?;
-    std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
+    copy(from, &partial).map_err(failed)?;
     let path = Arc::new(partial.clone());
     let database = tokio::task::spawn_blocking(move || {
         let mut database = Database::open(path, &key, Steps::default())?;
@@ -103,6 +102,25 @@ pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Ep
     }
     std::fs::rename(&partial, to).map_err(failed)?;
     Ok(epoch)
+}
+
+/// A copy that only we can read, whatever the mode of the original.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut original = std::fs::File::open(from)?;
+    // A restore that did not end left it.
+    match std::fs::remove_file(to) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(why),
+        _ => {}
+    }
+    let mut copy = new_file(to)?;
+    std::io::copy(&mut original, &mut copy)?;
+    copy.sync_all()
+}
+
+/// Makes a file that nobody else can read, where there is none.
+pub(crate) fn new_file(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)
 }
 
 /// The setting that says, until the engine has taken note, that a restore put this database in place.

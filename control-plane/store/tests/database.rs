@@ -445,6 +445,29 @@ async fn a_restored_backup_begins_a_new_epoch() {
     assert_ne!(epochs[1].id, epochs[2].id, "two restores of one backup are strangers");
 }
 
+/// It says who is who and who has what, and its values are encrypted for as long as nobody has the key.
+#[tokio::test]
+async fn a_backup_is_for_its_owner_alone_and_follows_no_link() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path()).await;
+    let (copy, link) = (directory.path().join("backup.db"), directory.path().join("link.db"));
+    let elsewhere = directory.path().join("elsewhere.db");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    store.backup(copy.clone()).await.unwrap();
+    assert_eq!(mode(&copy), 0o600);
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    assert!(matches!(store.backup(link).await, Err(StoreError::Exists(_))));
+    assert!(!elsewhere.exists(), "it was written where a link led");
+    // A copy that somebody made readable on its way does not make a readable database.
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let restored = directory.path().join("restored.db");
+    store::restore(&copy, &restored, key(directory.path())).await.unwrap();
+    assert_eq!(mode(&restored), 0o600);
+    let nowhere = directory.path().join("nowhere/backup.db");
+    assert!(matches!(store.backup(nowhere).await, Err(StoreError::Database { .. })));
+}
+
 #[test]
 fn a_key_file_that_others_may_read_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
