@@ -369,7 +369,7 @@ pub enum Role {
     Viewer,
     /// Rotates, halts, holds, clears and excuses
     Operator,
-    /// Everything
+    /// Everything, above all who gets values: enrolment tokens, labels, imports
     Admin,
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::directory::Directory;
+use crate::discreet::{Discreet, Remembered};
 use crate::generator::Generator;
 use crate::password::Password;
 use crate::postgresql::PostgreSql;
@@ -23,12 +24,14 @@ pub fn build(
     spec: &serde_json::Value,
     secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn Generator>, SpecError> {
-    match kind {
-        "Password" => Ok(Arc::new(Password::new(parse(kind, spec)?)?)),
-        "PostgreSql" => Ok(Arc::new(PostgreSql::new(parse(kind, spec)?, secrets)?)),
-        "Webhook" => Ok(Arc::new(Webhook::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &GENERATOR_KINDS)),
-    }
+    let secrets = Arc::new(Remembered::new(secrets));
+    let generator: Arc<dyn Generator> = match kind {
+        "Password" => Arc::new(Password::new(parse(kind, spec)?)?),
+        "PostgreSql" => Arc::new(PostgreSql::new(parse(kind, spec)?, secrets.clone())?),
+        "Webhook" => Arc::new(Webhook::new(parse(kind, spec)?, secrets.clone())?),
+        _ => return Err(SpecError::unknown(kind, &GENERATOR_KINDS)),
+    };
+    Ok(Arc::new(Discreet::new(generator, secrets)))
 }
 
 /// The kinds that [`build_source`] knows.
@@ -40,11 +43,13 @@ pub fn build_source(
     spec: &serde_json::Value,
     secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn Source>, SpecError> {
-    match kind {
-        "Directory" => Ok(Arc::new(Directory::new(parse(kind, spec)?)?)),
-        "VaultKv" => Ok(Arc::new(VaultKvSource::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &SOURCE_KINDS)),
-    }
+    let secrets = Arc::new(Remembered::new(secrets));
+    let source: Arc<dyn Source> = match kind {
+        "Directory" => Arc::new(Directory::new(parse(kind, spec)?)?),
+        "VaultKv" => Arc::new(VaultKvSource::new(parse(kind, spec)?, secrets.clone())?),
+        _ => return Err(SpecError::unknown(kind, &SOURCE_KINDS)),
+    };
+    Ok(Arc::new(Discreet::new(source, secrets)))
 }
 
 /// The kinds that [`build_store_target`] knows.
@@ -56,8 +61,10 @@ pub fn build_store_target(
     spec: &serde_json::Value,
     secrets: Arc<dyn Secrets>,
 ) -> Result<Arc<dyn StoreTarget>, SpecError> {
-    match kind {
-        "VaultKv" => Ok(Arc::new(VaultKvTarget::new(parse(kind, spec)?, secrets)?)),
-        _ => Err(SpecError::unknown(kind, &STORE_TARGET_KINDS)),
-    }
+    let secrets = Arc::new(Remembered::new(secrets));
+    let target: Arc<dyn StoreTarget> = match kind {
+        "VaultKv" => Arc::new(VaultKvTarget::new(parse(kind, spec)?, secrets.clone())?),
+        _ => return Err(SpecError::unknown(kind, &STORE_TARGET_KINDS)),
+    };
+    Ok(Arc::new(Discreet::new(target, secrets)))
 }

@@ -8,6 +8,7 @@
 //! an error, or leaves a request without a deadline.
 
 mod directory;
+mod discreet;
 mod draw;
 mod failure;
 mod generator;

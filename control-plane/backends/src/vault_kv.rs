@@ -227,9 +227,11 @@ impl Kv {
         }
     }
 
-    /// Destroys a revision and proves it. What is current is destroyed only where that is said.
+    /// Destroys a revision and proves it: by the path's own history, which outlives every revision. Where there is no
+    /// history nothing is proved: another server, another mount and a path that somebody deleted with its history look
+    /// alike. What is current is destroyed only where that is said.
     async fn destroy(&self, revision: u64, also_current: bool) -> Result<Destroyed, Failure> {
-        let Some(metadata) = self.metadata().await? else { return Ok(Destroyed::Gone) };
+        let Some(metadata) = self.metadata().await? else { return Err(self.no_history(revision)) };
         if is_destroyed(&metadata, revision) {
             return Ok(Destroyed::Gone);
         }
@@ -243,11 +245,17 @@ impl Kv {
             .await
             .map_err(|error| self.failure(&error, "destroy a revision of"))?;
         match self.metadata().await? {
-            Some(metadata) if !is_destroyed(&metadata, revision) => {
-                Err(Failure::retry(format!("revision {revision} of {} is still there", self.place())))
-            }
-            _ => Ok(Destroyed::Gone),
+            Some(metadata) if is_destroyed(&metadata, revision) => Ok(Destroyed::Gone),
+            Some(_) => Err(Failure::retry(format!("revision {revision} of {} is still there", self.place()))),
+            None => Err(self.no_history(revision)),
         }
+    }
+
+    fn no_history(&self, revision: u64) -> Failure {
+        Failure::refused(format!(
+            "nothing is known of {}, so nobody can say whether revision {revision} was destroyed: correct `server`, `mount` or `path` if it moved; if somebody deleted it with its history, take `retiring: destroy-version` from a source, or retire the target",
+            self.place()
+        ))
     }
 
     /// What an error means. The server's own words are kept; answers that could hold a value are not.

@@ -44,8 +44,8 @@ use crate::value::SecretValue;
 const KIND: &str = "Webhook";
 /// The most bytes that an answer may have.
 const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// The most characters of a refusing answer that are repeated.
-const WORDS_CHARS_MAX: usize = 200;
+/// The most bytes of a refusing answer that are repeated.
+const WORDS_BYTES_MAX: usize = 400;
 
 /// A service that mints and revokes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -195,7 +195,7 @@ impl Webhook {
     ) -> Result<Result<Zeroizing<Vec<u8>>, String>, Failure> {
         let what = format!("{method} {}{path}", self.base);
         let url = self.base.join(path).map_err(|error| Failure::refused(format!("{what}: {error}")))?;
-        let mut request = self.client()?.request(method, url);
+        let mut request = self.client()?.request(method.clone(), url);
         if let Some(bearer) = &self.bearer {
             request = request.bearer_auth(self.secrets.read_text(bearer)?.as_str());
         }
@@ -208,7 +208,10 @@ impl Webhook {
         if status.is_success() {
             return Ok(Ok(answer));
         }
-        let words = format!("{what}: the service answers {status}{}", quoted(&answer));
+        // Of a value that the service chose and we do not know yet its words could not be stripped.
+        let may_name_it = method == Method::PUT && self.chooses == Chooses::Server;
+        let said = if may_name_it { String::new() } else { quoted(&answer) };
+        let words = format!("{what}: the service answers {status}{said}");
         match status.as_u16() {
             404 => Ok(Err(words)),
             401 | 403 => {
@@ -371,15 +374,19 @@ fn parsed<T: for<'de> Deserialize<'de>>(path: &str, answer: &[u8]) -> Result<T, 
     })
 }
 
-/// The service's own words about a refusal: only the `message` of a JSON answer, cut short.
+/// The service's own words about a refusal: only the `message` of a JSON answer, cut short between two words. What is
+/// left of a value that was cut through could not be told any more.
 fn quoted(answer: &[u8]) -> String {
-    let message = serde_json::from_slice::<serde_json::Value>(answer)
-        .ok()
-        .and_then(|answer| answer.get("message").and_then(|message| message.as_str()).map(str::to_owned));
-    let printable = |text: String| {
-        text.chars().filter(|character| !character.is_control()).take(WORDS_CHARS_MAX).collect::<String>()
+    let Ok(answer) = serde_json::from_slice::<serde_json::Value>(answer) else { return String::new() };
+    let Some(message) = answer.get("message").and_then(|message| message.as_str()) else {
+        return String::new();
     };
-    message.map_or_else(String::new, |message| format!(": {}", printable(message)))
+    let mut words: String = message.chars().filter(|character| !character.is_control()).collect();
+    if words.len() > WORDS_BYTES_MAX {
+        let end = words.floor_char_boundary(WORDS_BYTES_MAX);
+        words.truncate(words[..end].rfind(' ').unwrap_or(0));
+    }
+    format!(": {words}")
 }
 
 fn transport(what: &str, error: reqwest::Error) -> Failure {

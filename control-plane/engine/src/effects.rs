@@ -18,6 +18,11 @@ use crate::inside::Inside;
 use crate::metrics::Metrics;
 use crate::value::{Content, ContentError};
 
+/// How many versions that no value of ours belongs to one sweep takes up. Each is a version from then on, with rows of
+/// its own and looked at again and again, and a backend can list as many as it likes. The next sweep takes up more, once
+/// these are gone there.
+const FOUND_MAX: usize = 100;
+
 /// What carrying out needs, whatever the effect.
 pub(crate) struct Means {
     pub(crate) installation: String,
@@ -276,16 +281,28 @@ impl Job {
     async fn sweep(&self, means: &Means) -> Option<BTreeMap<EffectId, Epoch>> {
         let own: BTreeSet<EffectId> = means.store.values_of(&self.name).await.ok()?.into_iter().collect();
         let mut found = BTreeMap::new();
+        let mut strange = BTreeMap::new();
         let here = self.equipment.generator().into_iter().map(|generator| (generator, self.adopts_unknown));
         for (generator, adopts_unknown) in here.chain(self.generators().map(|generator| (generator, false))) {
             let marked = generator.orphans(&means.installation).await.ok()?;
             let effects = marked.into_iter().map(|marked| (marked.mark.effect, marked.mark.epoch));
-            found.extend(
-                effects
-                    .filter(|(effect, _)| !self.foreign.contains(effect))
-                    .filter(|(effect, _)| adopts_unknown || own.contains(effect)),
-            );
+            for (effect, epoch) in effects.filter(|(effect, _)| !self.foreign.contains(effect)) {
+                if own.contains(&effect) {
+                    found.insert(effect, epoch);
+                } else if adopts_unknown {
+                    strange.insert(effect, epoch);
+                }
+            }
         }
+        if strange.len() > FOUND_MAX {
+            let words = format!(
+                "the backend lists {} versions without a value of ours: the first {FOUND_MAX} are taken up, the others by a later sweep, once these are gone there",
+                strange.len()
+            );
+            let row = entry(ENGINE, "found_many", &format!("credential/{}", self.name), &words);
+            means.store.audit(row).await.ok()?;
+        }
+        found.extend(strange.into_iter().take(FOUND_MAX));
         Some(found)
     }
 

@@ -148,6 +148,11 @@ impl Handle {
         self.changes.clone()
     }
 
+    /// Comes back once the engine's loop has taken what was asked of it before, and costs it nothing.
+    pub async fn answers(&self) -> Result<(), HandleError> {
+        self.view(|_| ()).await
+    }
+
     /// The whole installation at one look.
     pub async fn status(&self) -> Result<Status, HandleError> {
         self.view(World::status).await
@@ -397,9 +402,18 @@ impl Handle {
         look: impl FnOnce(&World) -> T + Send + 'static,
     ) -> Result<T, HandleError> {
         let (reply, answer) = oneshot::channel();
-        let look: View = Box::new(move |world| drop(reply.send(look(world))));
+        let look: View = Box::new(unless_gone(reply, look));
         self.messages.send(Message::View(look)).await.map_err(|_| HandleError::Ended)?;
         answer.await.map_err(|_| HandleError::Ended)
+    }
+}
+
+/// Looks and answers, unless whoever asked has gone: what they asked for may be large.
+fn unless_gone<W: ?Sized, T>(reply: oneshot::Sender<T>, look: impl FnOnce(&W) -> T) -> impl FnOnce(&W) {
+    move |world| {
+        if !reply.is_closed() {
+            drop(reply.send(look(world)));
+        }
     }
 }
 
@@ -413,5 +427,20 @@ pub(crate) fn from_store(error: store::StoreError) -> HandleError {
     match error {
         store::StoreError::Missing(what) => HandleError::Missing(what),
         other => HandleError::Store(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_worked_out_for_who_has_gone() {
+        let (reply, answer) = oneshot::channel();
+        drop(answer);
+        unless_gone(reply, |(): &()| panic!("worked out for nobody"))(&());
+        let (reply, mut answer) = oneshot::channel();
+        unless_gone(reply, |(): &()| 7)(&());
+        assert_eq!(answer.try_recv(), Ok(7));
     }
 }

@@ -18,6 +18,8 @@ const DIGESTS_KEPT: usize = 64;
 const OVERTAKEN_MAX: u64 = 64;
 /// Notices of one host that the audit log takes between two starts of ours; the newest ones are shown all the same.
 const NOTICES_AUDITED_MAX: usize = 1_000;
+/// The same of its contradictions. The last one that is told says that no more are.
+const CONTRADICTIONS_AUDITED_MAX: usize = 100;
 
 /// How a report stands to what the host said before.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,12 +102,14 @@ impl World {
                 progress.acknowledged_max.max(progress.sequence).max(report.sequence).saturating_add(1);
             progress.shown = 0;
             progress.incomplete = Some(words.clone());
-            batch.audit.push(crate::audit::entry(
-                &format!("host:{id}"),
-                "contradiction",
-                &format!("host/{id}"),
-                words,
-            ));
+            if host.contradictions_told < CONTRADICTIONS_AUDITED_MAX {
+                host.contradictions_told += 1;
+                let last = host.contradictions_told == CONTRADICTIONS_AUDITED_MAX;
+                let rest = if last { "; more of them are counted, and not told here" } else { "" };
+                let (actor, subject) = (format!("host:{id}"), format!("host/{id}"));
+                let detail = format!("{words}{rest}");
+                batch.audit.push(crate::audit::entry(&actor, "contradiction", &subject, &detail));
+            }
             tracing::warn!(host = %id, %name, %words, "a host contradicts itself");
         } else if progress.incomplete.is_some() && progress.digests.len() >= 2 {
             progress.incomplete = None;

@@ -105,6 +105,8 @@ pub(crate) struct Host {
     pub(crate) notices: Vec<Notice>,
     /// How many of its notices the audit log has since the start.
     pub(crate) notices_told: usize,
+    /// How many of its contradictions.
+    pub(crate) contradictions_told: usize,
 }
 
 impl Owned {
@@ -255,6 +257,7 @@ impl Host {
             means: Vec::new(),
             notices: Vec::new(),
             notices_told: 0,
+            contradictions_told: 0,
         };
         Some((id, host))
     }

@@ -7,6 +7,7 @@ mod fakes;
 use fakes::{Stage, until};
 use lifecycle::{Epoch, Generation, SetName, Version};
 use protocol::FrameDigest;
+use protocol::api::HostPhase;
 use protocol::order::OrderIdentity;
 use protocol::report::{Notice, Outcome, Receipt};
 use store::Steps;
@@ -97,6 +98,30 @@ async fn a_report_that_is_not_taken_is_counted_and_audited_once() {
     let told = audit.entries.iter().filter(|entry| entry.action == "report_refused");
     let told: Vec<_> = told.map(|entry| entry.detail.split(':').next().unwrap()).collect();
     assert_eq!(told, ["other_host", "foreign_key"], "a host could fill the log");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_contradicts_itself_all_the_time_does_not_fill_the_audit_log() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the host has reported", async |h| h.host("h0").await.is_ok()).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    for number in 0..150 {
+        let report = {
+            let mut host = host.lock().unwrap();
+            host.notices = vec![Notice { code: "drift".to_owned(), message: number.to_string() }];
+            host.report_with_another_boot()
+        };
+        handle.report(report, id).await.unwrap();
+    }
+    assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+    let audit = handle.audit(0, 1000, Some(format!("host/{id}"))).await.unwrap();
+    let told: Vec<_> = audit.entries.iter().filter(|entry| entry.action == "contradiction").collect();
+    assert_eq!(told.len(), 100);
+    assert!(told[99].detail.contains("not told here"), "{:?}", told[99]);
     stage.kill(engine).await;
 }
 

@@ -921,3 +921,33 @@ async fn a_store_reverted_to_any_step_delivers_nothing_dead_and_loses_nothing() 
     reverts.for_each(|_| async {}).await;
     println!("reverted to each of {steps} persisted steps");
 }
+
+/// Each of them is a version from then on, with rows of its own and asked about again and again: a backend must not be
+/// able to fill the store and the audit log with what it lists.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_lists_without_end_is_taken_up_bit_by_bit() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+    for number in 1..=150 {
+        let effect = lifecycle::EffectId(number);
+        let epoch = lifecycle::Epoch { counter: 1, id: 7 };
+        let mark = backends::Mark { installation: stage.anchor.installation.to_string(), epoch, effect };
+        let role = fakes::Role { password: "x".into(), at: String::new(), alive: true, mark };
+        stage.server.lock().unwrap().roles.insert(effect, role);
+    }
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    let found = async |h: &Handle| {
+        let page = h.audit(0, 1000, Some("credential/orders-db".into())).await.unwrap();
+        let with = |words: &str| page.entries.iter().filter(|row| row.detail.contains(words)).count();
+        (with("that no record names"), with("the backend lists 15"))
+    };
+    until(&handle, 40, "they are found", async |h| found(h).await.0 > 0).await;
+    assert_eq!(found(&handle).await, (100, 1));
+    assert!(handle.credential(&name()).await.unwrap().versions.len() < 110);
+    stage.kill(engine).await;
+}

@@ -1,6 +1,7 @@
 //! How a host becomes one of ours, and stays it.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use protocol::api::EnrolToken;
 use protocol::digest::FrameDigest;
@@ -17,6 +18,9 @@ use crate::{AccessError, Identities};
 
 /// The most characters that a host's name or a label may have.
 const NAME_CHARS_MAX: usize = 253;
+/// How often a host's new address is told in the audit log between two starts of ours. It says it itself, and must not
+/// be able to fill the log; the last one that is told says that no more are.
+const MOVES_AUDITED_MAX: u32 = 100;
 /// The most labels that a host may have.
 const LABELS_MAX: usize = 64;
 
@@ -205,12 +209,25 @@ impl Identities {
         }
         check_address(&request.address).map_err(RenewError::Address)?;
         if request.address != row.host.address {
-            let audit =
-                audit(now, &format!("host:{host}"), "move", format!("host/{host}"), request.address.clone());
+            let audit = self.is_told(host).map(|rest| {
+                let detail = format!("{}{rest}", request.address);
+                audit(now, &format!("host:{host}"), "move", format!("host/{host}"), detail)
+            });
             self.store.set_host_address(&row.host.id, request.address.clone(), audit).await?;
         }
         let issued = self.authority.issue_host(&host, &row.host.name, &csr, now, self.lives.host_ms)?;
         Ok((host, self.answer(issued, now, self.lives.host_ms)))
+    }
+
+    /// Whether one more move of this host is told, and what is to be said with it.
+    fn is_told(&self, host: HostId) -> Option<&'static str> {
+        let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = moves.entry(host).or_default();
+        if *told == MOVES_AUDITED_MAX {
+            return None;
+        }
+        *told += 1;
+        Some(if *told == MOVES_AUDITED_MAX { "; where it moves from now on is not told here" } else { "" })
     }
 
     fn answer(&self, issued: Issued, now: UnixMillis, life_ms: u64) -> EnrolResponse {

@@ -9,9 +9,10 @@ mod access;
 mod authority;
 mod enrolment;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
-use protocol::{InstallationId, SigningKey, TrustAnchor, VerifyingKey};
+use protocol::{HostId, InstallationId, SigningKey, TrustAnchor, VerifyingKey};
 use store::{Store, StoreError, Value};
 use transport::{Trust, TrustError};
 
@@ -87,6 +88,8 @@ pub struct Identities {
     root_key: Option<VerifyingKey>,
     rekeys: u64,
     lives: Lives,
+    /// How many moves of each host the audit log has since the start.
+    moves: Mutex<BTreeMap<HostId, u32>>,
 }
 
 impl Identities {
@@ -139,7 +142,16 @@ impl Identities {
             None => 0,
         };
         let installation = InstallationId(store.installation());
-        Ok(Self { store, installation, authority, order_key: Arc::new(order_key), root_key, rekeys, lives })
+        Ok(Self {
+            store,
+            installation,
+            authority,
+            order_key: Arc::new(order_key),
+            root_key,
+            rekeys,
+            lives,
+            moves: Mutex::default(),
+        })
     }
 
     /// Which installation.

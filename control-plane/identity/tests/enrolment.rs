@@ -202,6 +202,25 @@ async fn renewal_needs_the_very_key_that_is_renewed() {
 }
 
 #[tokio::test]
+async fn a_host_that_moves_all_the_time_does_not_fill_the_audit_log() {
+    let world = World::new().await;
+    let host = Host::new();
+    let (id, answer) = world.identities.enrol(&host.request(&world.bundle("a").await), NOW).await.unwrap();
+    for port in 1..=150 {
+        let renew = RenewRequest { csr_pem: csr(&host.tls), address: format!("127.0.0.1:{port}") };
+        world.identities.renew(&peer(&answer.chain_pem), &renew, NOW).await.unwrap();
+    }
+    // Where it is is known all the same.
+    let row = world.store.host(&id.to_string()).await.unwrap().unwrap();
+    assert_eq!(row.host.address, "127.0.0.1:150");
+    let rows = world.store.audit_rows(0, 1000, Some(format!("host/{id}"))).await.unwrap();
+    let told: Vec<_> = rows.iter().filter(|row| row.entry.action == "move").collect();
+    assert_eq!(told.len(), 100);
+    assert_eq!(told[0].entry.detail, "127.0.0.1:1");
+    assert!(told[99].entry.detail.contains("not told here"), "{:?}", told[99]);
+}
+
+#[tokio::test]
 async fn a_reimaged_host_of_the_same_name_is_another_host_and_a_retired_one_is_nobody() {
     let world = World::new().await;
     let (before, after) = (Host::new(), Host::new());

@@ -11,10 +11,11 @@ use tokio::sync::watch;
 
 use crate::denials::Denials;
 use crate::figures::Figures;
+use crate::readiness::Readiness;
 
 /// What every handler can reach. Cloning is cheap.
 #[derive(Clone)]
-pub struct App(Arc<Parts>, Figures, Arc<Denials>);
+pub struct App(Arc<Parts>, Figures, Arc<Denials>, Arc<Readiness>);
 
 /// The parts of a running control plane.
 pub struct Parts {
@@ -35,7 +36,7 @@ pub struct Parts {
 impl App {
     /// From its parts.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts), Figures::new(), Arc::default())
+        Self(Arc::new(parts), Figures::new(), Arc::default(), Arc::default())
     }
 
     pub(crate) fn figures(&self) -> &Figures {
@@ -44,6 +45,10 @@ impl App {
 
     pub(crate) fn denials(&self) -> &Denials {
         &self.2
+    }
+
+    pub(crate) fn readiness(&self) -> &Readiness {
+        &self.3
     }
 
     /// Writes one entry to the audit log; a failure is logged, since the answer is given already.

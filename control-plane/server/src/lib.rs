@@ -15,6 +15,7 @@ mod init;
 pub mod openapi;
 mod operate;
 mod read;
+mod readiness;
 mod route;
 mod serve;
 pub mod settings;

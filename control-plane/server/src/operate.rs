@@ -3,18 +3,24 @@
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use backends::SecretValue;
+use http::Method;
 use identity::Caller;
 use lifecycle::Millis;
 use protocol::UnixMillis;
 use protocol::api::{
     BackedUp, Clear, ClearWhat, Delete, Done, DryRun, Force, Halt, Hold, Import, Imported, NewOperator,
-    OperatorIssued, OperatorView, Reason, Rotate, Rotated, Unhold,
+    OperatorIssued, OperatorView, Reason, Role, Rotate, Rotated, Unhold,
 };
 use zeroize::Zeroizing;
 
 use crate::answer::{Answer, Body, Failure};
 use crate::app::App;
 use crate::read::{credential_name, version};
+use crate::route::tell_denied;
+
+/// A shorter deadline leaves nobody the time to let go: it clears every holder unseen, as a forced retirement does, and
+/// needs the role that one needs.
+const DEADLINE_MS_MIN: u64 = 60_000;
 
 /// The most characters of a reason.
 const REASON_CHARS_MAX: usize = 500;
@@ -42,6 +48,13 @@ pub(crate) async fn rotate(
 ) -> Answer<Rotated> {
     let deadline = deadline(&wish)?;
     let name = credential_name(&name)?;
+    if deadline.is_some_and(|deadline| deadline.0 < DEADLINE_MS_MIN) && !is_admin(&caller) {
+        let detail = format!("a deadline of less than {DEADLINE_MS_MIN} ms needs the role admin");
+        let failure = Failure::new(403, "short_deadline", detail, "name a longer deadline, or ask an admin");
+        let path = format!("/v1/credentials/{name}/rotate");
+        tell_denied(&app, &caller, &Method::POST, "/v1/credentials/{name}/rotate", &path, &failure).await;
+        return Err(failure);
+    }
     Ok(Json(app.handle.rotate(&caller.actor(), &name, wish.compromised, deadline).await?))
 }
 
@@ -52,6 +65,10 @@ pub(crate) async fn rotate_dry_run(
 ) -> Answer<DryRun> {
     deadline(&wish)?;
     Ok(Json(app.handle.rotate_dry_run(&credential_name(&name)?, wish.compromised).await?))
+}
+
+fn is_admin(caller: &Caller) -> bool {
+    matches!(caller, Caller::Operator(operator) if operator.role == Role::Admin)
 }
 
 fn deadline(wish: &Rotate) -> Result<Option<Millis>, Failure> {

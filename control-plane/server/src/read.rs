@@ -28,9 +28,11 @@ pub(crate) async fn healthz() -> &'static str {
 }
 
 pub(crate) async fn readyz(State(app): State<App>) -> (StatusCode, &'static str) {
-    match app.handle.credentials().await {
-        Ok(_) => (StatusCode::OK, "ready\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n"),
+    let handle = app.handle.clone();
+    if app.readiness().ask(async move { handle.answers().await.is_ok() }).await {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n")
     }
 }
 

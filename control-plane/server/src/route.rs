@@ -183,17 +183,28 @@ async fn admit(
         Err(error) => return Failure::from(error).into_response(),
     };
     if let Err(failure) = suffices(needs, &caller) {
-        let (actor, code) = (caller.actor(), &failure.0.code);
-        if let Some(more) = app.denials().news(&actor, route, code, Instant::now()) {
-            let subject = request.uri().path().chars().take(200).collect::<String>();
-            let before = if more > 0 { format!("; {more} more since the last entry") } else { String::new() };
-            let detail = format!("{} refused: {code}{before}", request.method());
-            app.audit(&actor, "denied", &subject, &detail).await;
-        }
+        tell_denied(&app, &caller, request.method(), route, request.uri().path(), &failure).await;
         return failure.into_response();
     }
     request.extensions_mut().insert(caller);
     next.run(request).await
+}
+
+/// That somebody was refused is told in the audit log, each kind of refusal once in a while.
+pub(crate) async fn tell_denied(
+    app: &App,
+    caller: &Caller,
+    method: &Method,
+    route: &'static str,
+    path: &str,
+    failure: &Failure,
+) {
+    let (actor, code) = (caller.actor(), &failure.0.code);
+    if let Some(more) = app.denials().news(&actor, route, code, Instant::now()) {
+        let subject = path.chars().take(200).collect::<String>();
+        let before = if more > 0 { format!("; {more} more since the last entry") } else { String::new() };
+        app.audit(&actor, "denied", &subject, &format!("{method} refused: {code}{before}")).await;
+    }
 }
 
 fn bearer(request: &Request) -> Result<Option<&str>, Failure> {

@@ -152,7 +152,8 @@ fn credential_changes() -> Vec<Route> {
 fn host_changes() -> Vec<Route> {
     vec![
         change!(POST "/v1/hosts/enroll-token", ADMIN, "A token for one host to enrol with", hosts::enroll_token, EnrolToken, EnrolTokenIssued),
-        change!(PUT "/v1/hosts/{host}/labels", OPERATOR, "Replace a host's labels", hosts::label, Labels, Done),
+        // Labels decide who gets values, as an enrolment token does.
+        change!(PUT "/v1/hosts/{host}/labels", ADMIN, "Replace a host's labels", hosts::label, Labels, Done),
         change!(POST "/v1/hosts/{host}/excuse", OPERATOR, "A host does not count for one version, until it reports", hosts::excuse, Excuse, Done),
         change!(POST "/v1/hosts/{host}/retire", ADMIN, "A host is gone for good", hosts::retire, Reason, Done),
     ]

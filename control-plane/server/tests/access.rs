@@ -101,6 +101,57 @@ async fn unenrolled(world: &World, bundle: &Bundle) -> Vec<(&'static str, EnrolR
     ]
 }
 
+/// Labels choose the credentials that a host gets, so whoever sets them decides who reads values, as whoever issues an
+/// enrolment token does. Nobody below an admin may, whatever they may do to a rotation.
+#[tokio::test]
+async fn who_may_rotate_may_not_decide_who_gets_values() {
+    let world = World::start().await;
+    let host = world.host("web-1").await;
+    let labels = serde_json::json!({ "labels": { "app": "orders" } });
+    let token = serde_json::json!({ "name": "web-2", "labels": { "app": "orders" } });
+    let path = format!("/v1/hosts/{}/labels", host.id);
+    for role in [Role::Scraper, Role::Viewer, Role::Operator] {
+        let (caller, _) = world.operator(role).await;
+        let answer = caller.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+        assert_eq!(answer.status(), 403, "{role:?} labels a host");
+        let answer = caller.post("/v1/hosts/enroll-token", &token).await;
+        assert_eq!(answer.status(), 403, "{role:?} issues a token");
+    }
+    let own = host.caller.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+    assert_eq!(own.status(), 403, "a host labels itself");
+    let detail: serde_json::Value =
+        world.admin().get(&format!("/v1/hosts/{}", host.id)).await.json().await.unwrap();
+    assert_eq!(detail["labels"], serde_json::json!({}));
+    let (admin, _) = world.operator(Role::Admin).await;
+    let answer = admin.request(Method::PUT, &path).json(&labels).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    world.stop().await;
+}
+
+/// A deadline clears whoever still holds the old version. One that has come before anybody could let go is a forced
+/// retirement, which is an admin's to order.
+#[tokio::test]
+async fn a_deadline_that_leaves_no_time_is_an_admins() {
+    let world = World::start().await;
+    let (operator, _) = world.operator(Role::Operator).await;
+    let (admin, _) = world.operator(Role::Admin).await;
+    let path = "/v1/credentials/nothing/rotate";
+    let wish = |deadline_ms: u64| serde_json::json!({ "compromised": true, "deadline_ms": deadline_ms });
+    for deadline_ms in [0, 1, 59_999] {
+        let refused = operator.post(path, &wish(deadline_ms)).await;
+        assert_eq!(refused.status(), 403, "{deadline_ms}");
+        assert_eq!(refused.json::<Problem>().await.unwrap().code, "short_deadline");
+        // There is no such credential: that is as far as somebody comes who may.
+        assert_eq!(admin.post(path, &wish(deadline_ms)).await.status(), 404, "{deadline_ms}");
+    }
+    assert_eq!(operator.post(path, &wish(60_000)).await.status(), 404);
+    let page: AuditPage = world.admin().get("/v1/audit").await.json().await.unwrap();
+    let denied = page.entries.iter().filter(|entry| entry.action == "denied");
+    let denied: Vec<_> = denied.map(|entry| (entry.actor.as_str(), entry.subject.as_str())).collect();
+    assert_eq!(denied, [("operator:Operator", path)]);
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn what_is_no_route_is_said_so_to_nobody_in_particular() {
     let world = World::start().await;

@@ -219,7 +219,7 @@ fn control_plane(table: &mut Table) {
     table.constants("api", include_str!("../src/settings.rs"), &["LISTEN"]);
     table.constants("api", include_str!("../src/route.rs"), &["BODY_BYTES_MAX"]);
     table.constants("api", include_str!("../src/table.rs"), &["IMPORT_BYTES_MAX"]);
-    table.constants("api", include_str!("../src/operate.rs"), &["REASON_CHARS_MAX"]);
+    table.constants("api", include_str!("../src/operate.rs"), &["REASON_CHARS_MAX", "DEADLINE_MS_MIN"]);
     table.constants("api", include_str!("../src/read.rs"), &["CHANGES_WAIT", "AUDIT_ROWS_MAX"]);
     let names = ["ANSWER_TIME_MAX", "ANSWER_BYTES_MAX"];
     table.constants("esoctl", include_str!("../../../esoctl/src/client.rs"), &names);
@@ -238,11 +238,13 @@ fn backends(table: &mut Table) {
         };
     }
     of!("backend", "spec.rs", "TIMEOUT_SECONDS", "TIMEOUT_SECONDS_MAX");
+    of!("backend", "discreet.rs", "WORDS_CHARS_MAX");
     of!("backend", "reference.rs", "REFERENCED_BYTES_MAX");
     of!("backend", "tls.rs", "BUNDLE_BYTES_MAX");
     of!("value", "value.rs", "FIELDS_MAX", "FIELD_BYTES_MAX", "VALUE_BYTES_MAX", "FIELD_NAME_BYTES_MAX");
     of!("password", "draw.rs", "LENGTH", "LENGTH_OF_LOGIN", "LENGTH_MIN", "LENGTH_MAX");
-    of!("webhook", "webhook.rs", "ANSWER_BYTES_MAX", "WORDS_CHARS_MAX");
+    of!("webhook", "webhook.rs", "ANSWER_BYTES_MAX", "WORDS_BYTES_MAX");
+
     of!("postgresql", "postgresql/mod.rs", "PREFLIGHT_LIMIT", "REVOKE_LIMIT", "LIMIT", "LATE_LOGIN");
     of!("postgresql", "postgresql/preflight.rs", "SERVER_MIN", "DATABASES_MAX");
     of!("postgresql", "postgresql/role.rs", "END_WAIT");

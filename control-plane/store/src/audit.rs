@@ -1,9 +1,16 @@
 //! The audit log: what was done, by whom, to what; never a value. Each row carries a keyed link over itself and the
-//! row before, so that a changed, removed or inserted row is found, also by somebody who can write the file.
+//! row before, and where the log ends is signed, so that a changed, removed or inserted row is found, also at the end,
+//! and also where somebody could write the file. Whoever puts the whole file back to what it was is not found here.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension as _, params};
 
+use crate::crypt::Crypt;
 use crate::{Database, Failure, Store, StoreError, schema, signed, unsigned};
+
+/// The setting that says where the log ends: how many rows there are, and a signature over that and the last link.
+pub(crate) const END: &str = "audit_end";
+/// The setting that said it before there were signatures.
+const LENGTH: &str = "audit_length";
 
 /// Something to be told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +52,9 @@ pub enum AuditBroken {
         /// How many were written.
         expected: u64,
     },
+    /// What says where the log ends was not written by us.
+    #[error("the audit log was cut: what says where it ends is not what was written")]
+    End,
 }
 
 impl Store {
@@ -85,14 +95,18 @@ impl Store {
 
     /// Walks the whole chain. The outer error is of the database, the inner one of the chain.
     pub async fn audit_verify(&self) -> Result<Result<u64, AuditBroken>, StoreError> {
-        let expected: u64 =
-            self.setting("audit_length").await?.and_then(|text| text.parse().ok()).unwrap_or_default();
+        let end = self.setting(END).await?.unwrap_or_default();
+        let expected = end.split_once(' ').and_then(|(length, _)| length.parse().ok());
+        let Some(expected) = expected else { return Ok(Err(AuditBroken::End)) };
         let (mut last, mut link) = (0, String::new());
+        let mut last_link = (expected == 0).then(String::new);
         loop {
             let rows = self.audit_rows(last, 1000, None).await?;
             if rows.is_empty() {
                 break;
             }
+            let at_end = rows.iter().find(|row| row.sequence == expected);
+            last_link = at_end.map(|row| row.link.clone()).or(last_link);
             let (after, before) = (last, link);
             match self
                 .run("verify the audit log", move |database| Ok(database.walk(after, before, &rows)))
@@ -103,23 +117,20 @@ impl Store {
             }
         }
         // Rows may have been written while we walked: fewer than at the beginning is what tells.
-        if last < expected { Ok(Err(AuditBroken::Length { found: last, expected })) } else { Ok(Ok(last)) }
+        let Some(last_link) = last_link else {
+            return Ok(Err(AuditBroken::Length { found: last, expected }));
+        };
+        let signed = self.run("verify the audit log", move |database| Ok(database.end(expected, &last_link)));
+        if signed.await? == end { Ok(Ok(last)) } else { Ok(Err(AuditBroken::End)) }
     }
 }
 
 impl Database {
     pub(crate) fn append_audit(&self, entry: &Audit) -> Result<(), Failure> {
-        let last = self
-            .connection
-            .prepare_cached("SELECT sequence, link FROM audit ORDER BY sequence DESC LIMIT 1")?
-            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)));
-        let (last, before) = match last {
-            Ok(found) => found,
-            Err(rusqlite::Error::QueryReturnedNoRows) => (0, Vec::new()),
-            Err(error) => return Err(error.into()),
-        };
-        let sequence = unsigned(last) + 1;
-        let link = self.link(&hex::encode(before), sequence, entry);
+        let (last, before) = self.last_row()?;
+        let is_whole = schema::setting(&self.connection, END)? == Some(self.end(last, &before));
+        let sequence = last + 1;
+        let link = self.link(&before, sequence, entry);
         self.connection
             .prepare_cached(
                 "INSERT INTO audit (sequence, at_ms, actor, action, subject, detail, link) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -127,7 +138,36 @@ impl Database {
             .execute(params![
                 signed(sequence), signed(entry.at_ms), entry.actor, entry.action, entry.subject, entry.detail, link
             ])?;
-        schema::set_setting(&self.connection, "audit_length", &sequence.to_string())
+        // A log that was cut goes on, and for ever tells that it was: its end is not signed again.
+        if is_whole { self.sign_end() } else { Ok(()) }
+    }
+
+    /// Signs the log's end as it stands there.
+    pub(crate) fn sign_end(&self) -> Result<(), Failure> {
+        let (length, link) = self.last_row()?;
+        schema::set_setting(&self.connection, END, &self.end(length, &link))
+    }
+
+    /// The same of a log that no program signed yet. One that was cut stays cut.
+    pub(crate) fn sign_first_end(&self) -> Result<(), Failure> {
+        let (length, link) = self.last_row()?;
+        let written = schema::setting(&self.connection, LENGTH)?.and_then(|text| text.parse().ok());
+        schema::set_setting(&self.connection, END, &self.end(written.unwrap_or(length), &link))?;
+        self.connection.execute("DELETE FROM settings WHERE name = ?1", [LENGTH])?;
+        Ok(())
+    }
+
+    fn last_row(&self) -> Result<(u64, String), Failure> {
+        let last = self
+            .connection
+            .prepare_cached("SELECT sequence, link FROM audit ORDER BY sequence DESC LIMIT 1")?
+            .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?)))
+            .optional()?;
+        Ok(last.map_or_else(Default::default, |(last, link)| (unsigned(last), hex::encode(link))))
+    }
+
+    fn end(&self, length: u64, last_link: &str) -> String {
+        end(&self.crypt, length, last_link)
     }
 
     fn walk(
@@ -154,4 +194,10 @@ impl Database {
             &[&sequence, &at, &entry.actor, &entry.action, &entry.subject, &entry.detail],
         )
     }
+}
+
+/// What says that a log of so many rows ends with this link.
+pub(crate) fn end(crypt: &Crypt, length: u64, last_link: &str) -> String {
+    let signature = crypt.sign("audit end", &[&length.to_be_bytes(), last_link.as_bytes()]);
+    format!("{length} {}", hex::encode(signature))
 }

@@ -11,6 +11,8 @@ pub(crate) struct Crypt {
     data: RandomizedNonceKey,
     /// Chains the audit log, so that who can write the file but has no key cannot rewrite it.
     audit: hmac::Key,
+    /// Signs the records that decide who may do what, and where the audit log ends.
+    records: hmac::Key,
 }
 
 /// A record does not decrypt.
@@ -18,10 +20,12 @@ pub(crate) struct Altered;
 
 impl Crypt {
     pub(crate) fn new(data_key: &[u8; 32]) -> Option<Self> {
-        let derive = hmac::Key::new(hmac::HMAC_SHA256, data_key);
+        let root = hmac::Key::new(hmac::HMAC_SHA256, data_key);
+        let derived = |what| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, what).as_ref());
         Some(Self {
             data: RandomizedNonceKey::new(&AES_256_GCM, data_key).ok()?,
-            audit: hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&derive, b"eso audit chain v1").as_ref()),
+            audit: derived(b"eso audit chain v1"),
+            records: derived(b"eso records v1"),
         })
     }
 
@@ -38,18 +42,50 @@ impl Crypt {
     pub(crate) fn chain(&self, previous: &[u8], parts: &[&str]) -> Vec<u8> {
         let mut context = hmac::Context::with_key(&self.audit);
         context.update(previous);
-        for part in parts {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part.as_bytes());
-        }
+        update(&mut context, parts.iter().map(|part| part.as_bytes()));
+        context.sign().as_ref().to_vec()
+    }
+
+    /// The signature of a record of this kind.
+    pub(crate) fn sign(&self, kind: &str, parts: &[&[u8]]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.records);
+        update(&mut context, [kind.as_bytes()].into_iter().chain(parts.iter().copied()));
         context.sign().as_ref().to_vec()
     }
 }
 
-/// Wraps the data key under the key-encryption key.
+fn update<'a>(context: &mut hmac::Context, parts: impl Iterator<Item = &'a [u8]>) {
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+}
+
+/// What the wrapping of the data key says of the database, which nobody can say without the key-encryption key: before
+/// records were signed, and since.
+pub(crate) const UNSIGNED: &str = "eso data key v1";
+const SIGNED: &str = "eso data key v2";
+
+/// A data key with what its wrapping says.
+pub(crate) struct Unwrapped {
+    pub(crate) data_key: Zeroizing<[u8; 32]>,
+    /// The records are signed. Otherwise no program did it yet.
+    pub(crate) signed: bool,
+}
+
+/// Wraps the data key of a database with signed records under the key-encryption key.
 pub(crate) fn wrap(key: &KeyEncryptionKey, installation: &str, data_key: &[u8; 32]) -> Option<Vec<u8>> {
+    wrap_as(SIGNED, key, installation, data_key)
+}
+
+pub(crate) fn wrap_as(
+    form: &str,
+    key: &KeyEncryptionKey,
+    installation: &str,
+    data_key: &[u8; 32],
+) -> Option<Vec<u8>> {
     let key = RandomizedNonceKey::new(&AES_256_GCM, key.0.as_ref()).ok()?;
-    seal(&key, &format!("eso data key v1|{installation}"), data_key)
+    seal(&key, &format!("{form}|{installation}"), data_key)
 }
 
 /// The way back; fails for another key-encryption key.
@@ -57,10 +93,15 @@ pub(crate) fn unwrap(
     key: &KeyEncryptionKey,
     installation: &str,
     wrapped: &[u8],
-) -> Result<Zeroizing<[u8; 32]>, Altered> {
+) -> Result<Unwrapped, Altered> {
     let key = RandomizedNonceKey::new(&AES_256_GCM, key.0.as_ref()).map_err(|_| Altered)?;
-    let plain = open(&key, &format!("eso data key v1|{installation}"), wrapped)?;
-    <[u8; 32]>::try_from(plain.as_slice()).map(Zeroizing::new).map_err(|_| Altered)
+    let opened = |form| open(&key, &format!("{form}|{installation}"), wrapped);
+    let (plain, signed) = match opened(SIGNED) {
+        Ok(plain) => (plain, true),
+        Err(Altered) => (opened(UNSIGNED)?, false),
+    };
+    let data_key = <[u8; 32]>::try_from(plain.as_slice()).map(Zeroizing::new).map_err(|_| Altered)?;
+    Ok(Unwrapped { data_key, signed })
 }
 
 fn seal(key: &RandomizedNonceKey, aad: &str, plain: &[u8]) -> Option<Vec<u8>> {

@@ -1,4 +1,5 @@
-//! The enrolled hosts and how far each has come.
+//! The enrolled hosts and how far each has come. Who a host is, and what decides which values it gets, is signed: whoever
+//! can only write the file makes no host, and has no value encrypted to a key of their own.
 
 use std::collections::BTreeMap;
 
@@ -75,7 +76,8 @@ pub struct HostRow {
     pub progress: HostProgress,
 }
 
-const COLUMNS: &str = "id, name, labels, address, verify_key, seal_key, spki, status, enrolled_ms, progress";
+const COLUMNS: &str =
+    "id, name, labels, address, verify_key, seal_key, spki, status, enrolled_ms, progress, signature";
 
 impl Store {
     /// Every host that ever enrolled, retired ones included.
@@ -85,7 +87,7 @@ impl Store {
                 .connection
                 .prepare_cached(&format!("SELECT {COLUMNS} FROM hosts ORDER BY name, id"))?;
             let rows = rows.query_map([], |row| Ok(read(row)))?;
-            rows.map(|row| row?).collect()
+            rows.map(|row| database.checked_host(row??)).collect()
         })
         .await
     }
@@ -99,7 +101,7 @@ impl Store {
                 .prepare_cached(&format!("SELECT {COLUMNS} FROM hosts WHERE id = ?1"))?
                 .query_row([id], |row| Ok(read(row)))
                 .optional()?;
-            row.transpose()
+            row.transpose()?.map(|row| database.checked_host(row)).transpose()
         })
         .await
     }
@@ -112,25 +114,38 @@ impl Store {
         audit: Audit,
     ) -> Result<(), StoreError> {
         let text = json(&labels)?;
-        self.update_host("label a host", "UPDATE hosts SET labels = ?2 WHERE id = ?1", id, text, audit).await
+        self.update_host("label a host", "UPDATE hosts SET labels = ?2 WHERE id = ?1", id, text, Some(audit))
+            .await
     }
 
-    /// Replaces the address of a host's push API.
-    pub async fn set_host_address(&self, id: &str, address: String, audit: Audit) -> Result<(), StoreError> {
+    /// Replaces the address of a host's push API. The host itself says it, so not each time is told.
+    pub async fn set_host_address(
+        &self,
+        id: &str,
+        address: String,
+        audit: Option<Audit>,
+    ) -> Result<(), StoreError> {
         self.update_host("move a host", "UPDATE hosts SET address = ?2 WHERE id = ?1", id, address, audit)
             .await
     }
 
     /// Replaces the key that a host's TLS certificate is bound to, at renewal.
     pub async fn set_host_spki(&self, id: &str, spki: String, audit: Audit) -> Result<(), StoreError> {
-        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, audit).await
+        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, Some(audit))
+            .await
     }
 
     /// The host is gone for good.
     pub async fn retire_host(&self, id: &str, audit: Audit) -> Result<(), StoreError> {
         let retired = "retired".to_owned();
-        self.update_host("retire a host", "UPDATE hosts SET status = ?2 WHERE id = ?1", id, retired, audit)
-            .await
+        self.update_host(
+            "retire a host",
+            "UPDATE hosts SET status = ?2 WHERE id = ?1",
+            id,
+            retired,
+            Some(audit),
+        )
+        .await
     }
 
     async fn update_host(
@@ -139,12 +154,17 @@ impl Store {
         statement: &'static str,
         id: &str,
         text: String,
-        audit: Audit,
+        audit: Option<Audit>,
     ) -> Result<(), StoreError> {
         let id = id.to_owned();
         self.write(what, move |database| {
+            // What was altered is not signed because something else of it changes.
+            for row in database.some_hosts(Some(&id))? {
+                database.checked_host(row)?;
+            }
             let changed = database.connection.prepare_cached(statement)?.execute(params![id, text])?;
-            database.append_audit(&audit)?;
+            database.sign_hosts(Some(&id))?;
+            audit.map_or(Ok(()), |audit| database.append_audit(&audit))?;
             if changed == 1 { Ok(()) } else { Err(StoreError::Missing(format!("host {id}")).into()) }
         })
         .await
@@ -163,7 +183,46 @@ impl Database {
                 host.id, host.name, json(&host.labels)?, host.address, host.verify_key, host.seal_key, host.spki,
                 signed(now_ms)
             ])?;
-        if made == 1 { Ok(()) } else { Err(StoreError::Exists(format!("host {}", host.id)).into()) }
+        if made == 1 {
+            self.sign_hosts(Some(&host.id))
+        } else {
+            Err(StoreError::Exists(format!("host {}", host.id)).into())
+        }
+    }
+
+    /// Signs the row of one host, or all, as it stands there.
+    pub(crate) fn sign_hosts(&self, only: Option<&str>) -> Result<(), Failure> {
+        for (row, _) in self.some_hosts(only)? {
+            self.connection
+                .prepare_cached("UPDATE hosts SET signature = ?2 WHERE id = ?1")?
+                .execute(params![row.host.id, self.host_signature(&row)?])?;
+        }
+        Ok(())
+    }
+
+    fn some_hosts(&self, only: Option<&str>) -> Result<Vec<Read>, Failure> {
+        let mut rows = self
+            .connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM hosts WHERE ?1 IS NULL OR id = ?1"))?;
+        let rows = rows.query_map([only], |row| Ok(read(row)))?;
+        rows.map(|row| row?).collect()
+    }
+
+    fn checked_host(&self, (row, signature): Read) -> Result<HostRow, Failure> {
+        if signature == Some(self.host_signature(&row)?) {
+            Ok(row)
+        } else {
+            Err(StoreError::Altered(format!("host {:?}", row.host.id)).into())
+        }
+    }
+
+    /// Over everything but its progress, which grows with each report and decides about no value.
+    fn host_signature(&self, row: &HostRow) -> Result<Vec<u8>, Failure> {
+        let HostRow { host, status, enrolled_ms, progress: _ } = row;
+        let NewHost { id, name, labels, address, verify_key, seal_key, spki } = host;
+        let (labels, status) = (json(labels)?, json(&(status, enrolled_ms))?);
+        let texts = [id, name, &labels, address, spki, &status].map(String::as_bytes);
+        Ok(self.crypt.sign("host", &[&texts[..], &[verify_key, seal_key]].concat()))
     }
 
     pub(crate) fn commit_progress(&self, host: &str, progress: &HostProgress) -> Result<(), Failure> {
@@ -178,7 +237,10 @@ fn json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|_| StoreError::Altered("a record".to_owned()))
 }
 
-fn read(row: &Row<'_>) -> Result<HostRow, Failure> {
+/// A row with its signature.
+type Read = (HostRow, Option<Vec<u8>>);
+
+fn read(row: &Row<'_>) -> Result<Read, Failure> {
     let id: String = row.get(0)?;
     let altered = || StoreError::Altered(format!("host {id:?}"));
     let labels = serde_json::from_str(&row.get::<_, String>(2)?).map_err(|_| altered())?;
@@ -188,7 +250,7 @@ fn read(row: &Row<'_>) -> Result<HostRow, Failure> {
         _ => return Err(altered().into()),
     };
     let progress = serde_json::from_str(&row.get::<_, String>(9)?).map_err(|_| altered())?;
-    Ok(HostRow {
+    let kept = HostRow {
         host: NewHost {
             name: row.get(1)?,
             labels,
@@ -201,5 +263,6 @@ fn read(row: &Row<'_>) -> Result<HostRow, Failure> {
         status,
         enrolled_ms: unsigned(row.get(8)?),
         progress,
-    })
+    };
+    Ok((kept, row.get(10)?))
 }

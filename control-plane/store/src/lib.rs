@@ -69,8 +69,8 @@ pub enum StoreError {
         "failed to store a value under {0}: one is already stored there, and values are never overwritten"
     )]
     AlreadyStored(lifecycle::EffectId),
-    /// Something encrypted does not decrypt: the row was altered, or belongs to another credential.
-    #[error("failed to decrypt {0}: the row was altered outside of the control plane; restore a backup")]
+    /// Something does not decrypt or carries no signature of ours: the row was altered, or belongs to another credential.
+    #[error("failed to trust {0}: the row was altered outside of the control plane; restore a backup")]
     Altered(String),
     /// The same thing exists.
     #[error("{0} already exists")]
@@ -183,15 +183,22 @@ impl Store {
             .await
     }
 
-    /// Writes a whole, consistent copy to `to`, which must not exist. Values in it stay encrypted; the
-    /// key-encryption key is not in it and must be kept beside it, elsewhere.
+    /// Writes a whole, consistent copy to `to`, which must not exist, for nobody else to read. Values in it stay
+    /// encrypted; the key-encryption key is not in it and must be kept beside it, elsewhere.
     pub async fn backup(&self, to: PathBuf) -> Result<(), StoreError> {
-        if to.exists() {
-            return Err(StoreError::Exists(to.display().to_string()));
-        }
         self.run("back up", move |database| {
-            database.connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
-            Ok(())
+            let failed = |why: std::io::Error| match why.kind() {
+                std::io::ErrorKind::AlreadyExists => StoreError::Exists(to.display().to_string()),
+                _ => StoreError::Database { what: "back up", path: to.clone(), why: why.to_string() },
+            };
+            // Made before anything is in it: SQLite would go by the umask, and through a link.
+            let file = open::new_file(&to).map_err(failed)?;
+            if let Err(why) = database.connection.execute("VACUUM INTO ?1", [to.to_string_lossy()]) {
+                // What is not whole is no copy, and would be in the way of the next one.
+                drop(std::fs::remove_file(&to));
+                return Err(why.into());
+            }
+            Ok(file.sync_all().map_err(failed)?)
         })
         .await
     }

@@ -8,11 +8,12 @@ use lifecycle::Epoch;
 use rusqlite::{Connection, ErrorCode, params};
 use zeroize::Zeroizing;
 
-use crate::crypt::{self, Crypt};
+use crate::audit;
+use crate::crypt::{self, Crypt, Unwrapped};
 use crate::key::KeyEncryptionKey;
 use crate::schema::{APPLICATION_ID, MIGRATIONS, set_setting, setting};
 use crate::steps::Steps;
-use crate::{Database, Failure, signed};
+use crate::{Database, Failure};
 
 /// How long another process may hold the database before we refuse to start.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -84,8 +85,7 @@ pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Ep
         )));
     }
     let partial = to.with_extension("restoring");
-    std::fs::copy(from, &partial).map_err(failed)?;
-    std::fs::File::open(&partial).and_then(|file| file.sync_all()).map_err(failed)?;
+    copy(from, &partial).map_err(failed)?;
     let path = Arc::new(partial.clone());
     let database = tokio::task::spawn_blocking(move || {
         let mut database = Database::open(path, &key, Steps::default())?;
@@ -104,16 +104,53 @@ pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Ep
     Ok(epoch)
 }
 
+/// A copy that only we can read, whatever the mode of the original.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut original = std::fs::File::open(from)?;
+    // A restore that did not end left it.
+    match std::fs::remove_file(to) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(why),
+        _ => {}
+    }
+    let mut copy = new_file(to)?;
+    std::io::copy(&mut original, &mut copy)?;
+    copy.sync_all()
+}
+
+/// Makes a file that nobody else can read, where there is none.
+pub(crate) fn new_file(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)
+}
+
 /// The setting that says, until the engine has taken note, that a restore put this database in place.
 pub(crate) const RESTORED: &str = "restored";
 
 impl Database {
     pub(crate) fn open(path: Arc<PathBuf>, key: &KeyEncryptionKey, steps: Steps) -> Result<Self, OpenError> {
         let lock = lock(&path)?;
-        let (connection, installation, data_key) = prepare(&path, key)?;
+        let Prepared { connection, installation, data_key, signed } = prepare(&path, key)?;
         let crypt =
             Crypt::new(&data_key).ok_or_else(|| OpenError::WrongKey { path: path.as_ref().clone() })?;
-        Ok(Self { connection, path, installation, crypt, steps, _lock: lock })
+        let database = Self { connection, path, installation, crypt, steps, _lock: lock };
+        if !signed {
+            let signed = database.sign_records(key, &data_key);
+            signed.map_err(|failure| refusal(&database.path, failure))?;
+        }
+        Ok(database)
+    }
+
+    /// Signs what programs before us left unsigned, as it stands there, and says so where nobody can take it back.
+    fn sign_records(&self, key: &KeyEncryptionKey, data_key: &[u8; 32]) -> Result<(), Failure> {
+        let wrapped = crypt::wrap(key, &self.installation.to_string(), data_key);
+        let wrapped = wrapped.ok_or_else(|| altered("the data key"))?;
+        self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        self.sign_operators(None)?;
+        self.sign_hosts(None)?;
+        self.sign_first_end()?;
+        set_setting(&self.connection, "data_key", &hex::encode(&wrapped))?;
+        self.connection.execute_batch("COMMIT")?;
+        Ok(())
     }
 
     pub(crate) fn epoch(&self) -> Result<Epoch, Failure> {
@@ -170,7 +207,13 @@ fn lock(path: &Path) -> Result<std::fs::File, OpenError> {
     }
 }
 
-type Prepared = (Connection, uuid::Uuid, Zeroizing<[u8; 32]>);
+struct Prepared {
+    connection: Connection,
+    installation: uuid::Uuid,
+    data_key: Zeroizing<[u8; 32]>,
+    /// Otherwise a program wrote it that signed no records yet.
+    signed: bool,
+}
 
 fn prepare(path: &Path, key: &KeyEncryptionKey) -> Result<Prepared, OpenError> {
     let refused = |failure: Failure| refusal(path, failure);
@@ -182,9 +225,9 @@ fn prepare(path: &Path, key: &KeyEncryptionKey) -> Result<Prepared, OpenError> {
         Some(found) => found,
         None => make_keys(&connection, key).map_err(refused)?,
     };
-    let data_key = crypt::unwrap(key, &installation.to_string(), &wrapped)
+    let Unwrapped { data_key, signed } = crypt::unwrap(key, &installation.to_string(), &wrapped)
         .map_err(|_| OpenError::WrongKey { path: path.to_owned() })?;
-    Ok((connection, installation, data_key))
+    Ok(Prepared { connection, installation, data_key, signed })
 }
 
 /// The file is ours alone from its first moment.
@@ -249,10 +292,11 @@ fn make_keys(connection: &Connection, key: &KeyEncryptionKey) -> Result<(uuid::U
     aws_lc_rs::rand::fill(data_key.as_mut()).map_err(|_| altered("the random source"))?;
     let wrapped =
         crypt::wrap(key, &installation.to_string(), &data_key).ok_or_else(|| altered("the data key"))?;
+    let crypt = Crypt::new(&data_key).ok_or_else(|| altered("the data key"))?;
     connection.execute_batch("BEGIN IMMEDIATE")?;
     set_setting(connection, "installation", &installation.to_string())?;
     set_setting(connection, "data_key", &hex::encode(&wrapped))?;
-    set_setting(connection, "audit_length", &signed(0).to_string())?;
+    set_setting(connection, audit::END, &audit::end(&crypt, 0, ""))?;
     insert_epoch(connection, 1)?;
     connection.execute_batch("COMMIT")?;
     Ok((installation, wrapped))
@@ -269,5 +313,109 @@ fn refusal(path: &Path, failure: Failure) -> OpenError {
             }
             _ => OpenError::Io { path, why: error.to_string() },
         },
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+mod tests {
+    use super::*;
+    use crate::{Audit, AuditBroken, NewHost, NewToken, Operator, OperatorProof, Store, Value};
+
+    /// What the first schema had.
+    const AS_IT_WAS: &str = "
+        ALTER TABLE operators DROP COLUMN signature;
+        ALTER TABLE hosts DROP COLUMN signature;
+        INSERT INTO settings SELECT 'audit_length', max(sequence) FROM audit;
+        DELETE FROM settings WHERE name = 'audit_end';
+        PRAGMA user_version = 1;";
+
+    fn entry(action: &str) -> Audit {
+        Audit { action: action.into(), ..Audit::default() }
+    }
+
+    async fn opened(path: &Path, key: &Path) -> Store {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            // The writer thread closes the file a moment after the last handle is gone.
+            match Store::open(path, KeyEncryptionKey::from_file(key).unwrap()).await {
+                Err(OpenError::Locked { .. }) if Instant::now() < end => tokio::task::yield_now().await,
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
+    /// A database as programs wrote it that signed no records, with an operator, a host and three rows of audit.
+    async fn written_before(path: &Path, key: &Path) {
+        KeyEncryptionKey::generate().unwrap().write_file(key).unwrap();
+        let store = opened(path, key).await;
+        let operator = Operator {
+            id: "alice".into(),
+            name: "alice".into(),
+            role: "admin".into(),
+            proof: OperatorProof::TokenDigest("aa".into()),
+            created_ms: 1,
+            expires_ms: 100,
+            revoked_ms: None,
+        };
+        store.add_operator(operator, entry("operator_add")).await.unwrap();
+        let secret = Value::new(vec![9]);
+        let token = NewToken { id: "t".into(), secret, host_name: "h".into(), created_ms: 0, expires_ms: 9 };
+        store.issue_token(token, entry("token")).await.unwrap();
+        let host = NewHost {
+            id: "bb".into(),
+            name: "h".into(),
+            labels: [("tier".to_owned(), "app".to_owned())].into(),
+            address: "127.0.0.1:9".into(),
+            verify_key: vec![1; 32],
+            seal_key: vec![2; 32],
+            spki: "cc".into(),
+        };
+        assert!(store.enrol("t", host, 1, entry("enrol")).await.unwrap());
+        drop(store);
+        drop(opened(path, key).await);
+        let shell = Connection::open(path).unwrap();
+        let (installation, wrapped) = read_keys(&shell).ok().unwrap().unwrap();
+        let (installation, key) = (installation.to_string(), KeyEncryptionKey::from_file(key).unwrap());
+        let data_key = crypt::unwrap(&key, &installation, &wrapped).ok().unwrap().data_key;
+        let wrapped = crypt::wrap_as(crypt::UNSIGNED, &key, &installation, &data_key).unwrap();
+        shell.execute_batch(AS_IT_WAS).unwrap();
+        assert!(set_setting(&shell, "data_key", &hex::encode(wrapped)).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_database_from_before_records_were_signed_goes_on_and_is_signed_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, key) = (directory.path().join("state.db"), directory.path().join("key"));
+        written_before(&path, &key).await;
+        for rows in [3, 4] {
+            let store = opened(&path, &key).await;
+            assert_eq!(store.audit_verify().await.unwrap(), Ok(rows));
+            assert_eq!(store.hosts().await.unwrap().len(), 1);
+            assert_eq!(store.operators().await.unwrap().len(), 1);
+            store.audit(entry("rotate")).await.unwrap();
+        }
+        drop(opened(&path, &key).await);
+        // What looks like the first schema and is not wrapped like it is not signed again.
+        let shell = Connection::open(&path).unwrap();
+        shell.execute_batch(AS_IT_WAS).unwrap();
+        drop(shell);
+        let store = opened(&path, &key).await;
+        assert_eq!(store.audit_verify().await.unwrap(), Err(AuditBroken::End));
+        assert!(matches!(store.hosts().await, Err(crate::StoreError::Altered(_))));
+        assert!(matches!(store.operators().await, Err(crate::StoreError::Altered(_))));
+    }
+
+    #[tokio::test]
+    async fn what_was_cut_before_records_were_signed_stays_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, key) = (directory.path().join("state.db"), directory.path().join("key"));
+        written_before(&path, &key).await;
+        let shell = Connection::open(&path).unwrap();
+        shell.execute_batch("DELETE FROM audit WHERE sequence > 2").unwrap();
+        drop(shell);
+        let store = opened(&path, &key).await;
+        let cut = AuditBroken::Length { found: 2, expected: 3 };
+        assert_eq!(store.audit_verify().await.unwrap(), Err(cut));
     }
 }

@@ -1,8 +1,9 @@
-//! Who may speak to the API besides hosts: operators and scrapers, by certificate key or by token digest.
+//! Who may speak to the API besides hosts: operators and scrapers, by certificate key or by token digest. Each row is
+//! signed: whoever can only write the file makes nobody an operator.
 
 use rusqlite::{OptionalExtension as _, Row, params};
 
-use crate::{Audit, Store, StoreError, signed, unsigned};
+use crate::{Audit, Database, Failure, Store, StoreError, signed, unsigned};
 
 /// How somebody proves who they are. Neither form lets the proof be made from what is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +42,8 @@ impl OperatorProof {
     }
 }
 
+const COLUMNS: &str = "id, name, role, proof_kind, proof, created_ms, expires_ms, revoked_ms, signature";
+
 impl Store {
     /// Keeps a new identity.
     pub async fn add_operator(&self, operator: Operator, audit: Audit) -> Result<(), StoreError> {
@@ -63,7 +66,7 @@ impl Store {
                 ])?;
             database.append_audit(&audit)?;
             if made == 1 {
-                Ok(())
+                database.sign_operators(Some(&operator.id))
             } else {
                 Err(StoreError::Exists(format!("operator {}", operator.name)).into())
             }
@@ -77,13 +80,13 @@ impl Store {
             let (kind, digest) = proof.parts();
             let found = database
                 .connection
-                .prepare_cached(
-                    "SELECT id, name, role, proof_kind, proof, created_ms, expires_ms, revoked_ms FROM operators
-                     WHERE proof_kind = ?1 AND proof = ?2 AND revoked_ms IS NULL AND expires_ms > ?3",
-                )?
+                .prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM operators
+                     WHERE proof_kind = ?1 AND proof = ?2 AND revoked_ms IS NULL AND expires_ms > ?3"
+                ))?
                 .query_row(params![kind, digest, signed(now_ms)], read)
                 .optional()?;
-            Ok(found)
+            found.map(|found| database.checked(found)).transpose()
         })
         .await
     }
@@ -91,11 +94,8 @@ impl Store {
     /// Everybody that was ever added.
     pub async fn operators(&self) -> Result<Vec<Operator>, StoreError> {
         self.run("read the operators", |database| {
-            let mut rows = database.connection.prepare_cached(
-                "SELECT id, name, role, proof_kind, proof, created_ms, expires_ms, revoked_ms FROM operators ORDER BY name, id",
-            )?;
-            let rows = rows.query_map([], read)?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let rows = database.operators()?;
+            rows.into_iter().map(|row| database.checked(row)).collect()
         })
         .await
     }
@@ -109,6 +109,8 @@ impl Store {
                 .prepare_cached("UPDATE operators SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms IS NULL")?
                 .execute(params![id, signed(now_ms)])?;
             if changed == 1 {
+                // Also of a row that was altered: its end is wished for all the more.
+                database.sign_operators(Some(&id))?;
                 database.append_audit(&audit)?;
             }
             Ok(changed == 1)
@@ -117,9 +119,48 @@ impl Store {
     }
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Operator> {
+impl Database {
+    fn operators(&self) -> Result<Vec<Read>, Failure> {
+        let mut rows =
+            self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM operators ORDER BY name, id"))?;
+        let rows = rows.query_map([], read)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Signs the row of one operator, or all, as it stands there.
+    pub(crate) fn sign_operators(&self, only: Option<&str>) -> Result<(), Failure> {
+        for (operator, _) in self.operators()? {
+            if only.is_none_or(|only| only == operator.id) {
+                self.connection
+                    .prepare_cached("UPDATE operators SET signature = ?2 WHERE id = ?1")?
+                    .execute(params![operator.id, self.signature(&operator)])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn checked(&self, (operator, signature): Read) -> Result<Operator, Failure> {
+        if signature.is_some_and(|signature| signature == self.signature(&operator)) {
+            Ok(operator)
+        } else {
+            Err(StoreError::Altered(format!("operator {:?}", operator.id)).into())
+        }
+    }
+
+    fn signature(&self, operator: &Operator) -> Vec<u8> {
+        let Operator { id, name, role, proof, created_ms, expires_ms, revoked_ms } = operator;
+        let (kind, proof) = proof.parts();
+        let times = format!("{created_ms} {expires_ms} {revoked_ms:?}");
+        let parts = [id, name, role, kind, proof, times.as_str()].map(str::as_bytes);
+        self.crypt.sign("operator", &parts)
+    }
+}
+
+type Read = (Operator, Option<Vec<u8>>);
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Read> {
     let digest = row.get(4)?;
-    Ok(Operator {
+    let operator = Operator {
         id: row.get(0)?,
         name: row.get(1)?,
         role: row.get(2)?,
@@ -130,5 +171,6 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Operator> {
         created_ms: unsigned(row.get(5)?),
         expires_ms: unsigned(row.get(6)?),
         revoked_ms: row.get::<_, Option<i64>>(7)?.map(unsigned),
-    })
+    };
+    Ok((operator, row.get(8)?))
 }

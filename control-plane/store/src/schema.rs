@@ -8,7 +8,8 @@ use crate::Failure;
 pub(crate) const APPLICATION_ID: i32 = 0x6573_6f63;
 
 /// Each entry leads from the schema of its index to the next. Never change one that was released: add one.
-pub(crate) const MIGRATIONS: &[&str] = &["
+pub(crate) const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE settings (
     name TEXT PRIMARY KEY,
     text TEXT NOT NULL
@@ -86,7 +87,13 @@ CREATE TABLE audit (
     link     BLOB NOT NULL
 ) STRICT;
 CREATE INDEX audit_by_subject ON audit (subject, sequence);
-"];
+",
+    "
+-- Records that decide who may do what, and who gets values, are signed: see `records`.
+ALTER TABLE operators ADD COLUMN signature BLOB;
+ALTER TABLE hosts ADD COLUMN signature BLOB;
+",
+];
 
 pub(crate) fn setting(connection: &Connection, name: &str) -> Result<Option<String>, Failure> {
     let text = connection

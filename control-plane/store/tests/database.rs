@@ -10,7 +10,7 @@ use std::path::Path;
 use lifecycle::{CredentialName, EffectId};
 use store::{
     Audit, AuditBroken, Commit, CredentialRow, HostProgress, KeyEncryptionKey, NewHost, NewToken, OpenError,
-    Store, StoreError, Value,
+    Operator, OperatorProof, Store, StoreError, Value,
 };
 
 fn key(directory: &Path) -> KeyEncryptionKey {
@@ -285,12 +285,31 @@ async fn what_a_host_said_is_committed_with_the_state_that_it_changed() {
 #[tokio::test]
 async fn an_altered_or_cut_audit_log_is_found() {
     let directory = tempfile::tempdir().unwrap();
-    for (statement, broken) in [
+    let cases = [
         ("UPDATE audit SET detail = 'nothing' WHERE sequence = 2", AuditBroken::Row(2)),
         ("DELETE FROM audit WHERE sequence = 2", AuditBroken::Row(3)),
         ("DELETE FROM audit WHERE sequence > 2", AuditBroken::Length { found: 2, expected: 4 }),
-    ] {
-        let directory = directory.path().join(hex::encode(statement));
+        // What says where the log ends was made to fit.
+        (
+            "DELETE FROM audit WHERE sequence > 2;
+             UPDATE settings SET text = '2' WHERE name LIKE 'audit%'",
+            AuditBroken::End,
+        ),
+        (
+            "DELETE FROM audit WHERE sequence > 2;
+             UPDATE settings SET text = '2' || substr(text, instr(text, ' ')) WHERE name LIKE 'audit%'",
+            AuditBroken::End,
+        ),
+        ("DELETE FROM audit; UPDATE settings SET text = '0' WHERE name LIKE 'audit%'", AuditBroken::End),
+        // It was made to look like one that no program has signed yet.
+        (
+            "DELETE FROM audit WHERE sequence > 2; DELETE FROM settings WHERE name LIKE 'audit%';
+             INSERT INTO settings VALUES ('audit_length', '2')",
+            AuditBroken::End,
+        ),
+    ];
+    for (number, (statement, broken)) in cases.into_iter().enumerate() {
+        let directory = directory.path().join(number.to_string());
         std::fs::create_dir(&directory).unwrap();
         let store = opened(&directory).await;
         for action in ["rotate", "minted", "revoked", "excuse"] {
@@ -304,6 +323,97 @@ async fn an_altered_or_cut_audit_log_is_found() {
         drop(shell);
         let store = reopened(&directory).await.unwrap();
         assert_eq!(store.audit_verify().await.unwrap(), Err(broken), "{statement}");
+        // The next start writes on, and what was cut is not forgotten by that.
+        for action in ["rotate", "minted", "revoked", "excuse"] {
+            store.audit(entry(action)).await.unwrap();
+        }
+        assert!(store.audit_verify().await.unwrap().is_err(), "{statement}");
+    }
+}
+
+/// Changes the file as somebody who can write it and has no key.
+async fn altered(directory: &Path, statement: &str) -> Store {
+    drop(reopened(directory).await.unwrap());
+    let shell = rusqlite::Connection::open(directory.join("state.db")).unwrap();
+    assert_eq!(shell.execute(statement, []).unwrap(), 1, "{statement}");
+    drop(shell);
+    reopened(directory).await.unwrap()
+}
+
+fn operator(id: &str, role: &str) -> Operator {
+    Operator {
+        id: id.into(),
+        name: id.into(),
+        role: role.into(),
+        proof: OperatorProof::TokenDigest(id.into()),
+        created_ms: 1,
+        expires_ms: 100,
+        revoked_ms: None,
+    }
+}
+
+#[tokio::test]
+async fn who_can_write_the_file_makes_nobody_an_operator() {
+    let proof = |id: &str| OperatorProof::TokenDigest(id.into());
+    for statement in [
+        "UPDATE operators SET role = 'admin' WHERE id = 'viewer'",
+        "UPDATE operators SET proof = 'mine' WHERE id = 'viewer'",
+        "UPDATE operators SET expires_ms = 9999 WHERE id = 'viewer'",
+        "UPDATE operators SET revoked_ms = NULL WHERE id = 'ended'",
+        "INSERT INTO operators (id, name, role, proof_kind, proof, created_ms, expires_ms)
+         VALUES ('new', 'new', 'admin', 'token', 'mine', 1, 9999)",
+        "INSERT INTO operators SELECT 'new', name, role, proof_kind, 'mine', 1, 9999, NULL, signature
+         FROM operators WHERE id = 'viewer'",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(directory.path()).await;
+        store.add_operator(operator("viewer", "viewer"), entry("operator_add")).await.unwrap();
+        store.add_operator(operator("ended", "admin"), entry("operator_add")).await.unwrap();
+        assert!(store.revoke_operator("ended", 7, entry("operator_revoke")).await.unwrap());
+        assert_eq!(store.operators().await.unwrap().len(), 2);
+        assert!(store.operator(proof("viewer"), 50).await.unwrap().is_some());
+        drop(store);
+        let store = altered(directory.path(), statement).await;
+        for proof in [proof("viewer"), proof("ended"), proof("mine")] {
+            let found = store.operator(proof, 50).await;
+            let as_before = matches!(&found, Ok(Some(found)) if *found == operator("viewer", "viewer"));
+            assert!(as_before || matches!(found, Ok(None) | Err(StoreError::Altered(_))), "{statement}");
+        }
+        assert!(matches!(store.operators().await, Err(StoreError::Altered(_))), "{statement}");
+    }
+}
+
+#[tokio::test]
+async fn who_can_write_the_file_gets_no_value_sent() {
+    for statement in [
+        "UPDATE hosts SET seal_key = x'aabb'",
+        "UPDATE hosts SET verify_key = x'aabb'",
+        "UPDATE hosts SET labels = '{\"tier\":\"payment\"}'",
+        "UPDATE hosts SET spki = 'bb'",
+        "UPDATE hosts SET address = '192.0.2.7:1323'",
+        "UPDATE hosts SET status = 'active'",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = opened(directory.path()).await;
+        let secret = Value::new(vec![9]);
+        let host_name = "app-1".into();
+        let token = NewToken { id: "t".into(), secret, host_name, created_ms: 0, expires_ms: 9 };
+        store.issue_token(token, entry("token")).await.unwrap();
+        assert!(store.enrol("t", host("aa"), 1, entry("enrol")).await.unwrap());
+        store.set_host_spki("aa", "cc".into(), entry("renew")).await.unwrap();
+        store.set_host_address("aa", "127.0.0.1:9".into(), Some(entry("move"))).await.unwrap();
+        store.retire_host("aa", entry("retire")).await.unwrap();
+        let progress = HostProgress { sequence: 3, ..HostProgress::default() };
+        let commit = Commit { hosts: vec![("aa".into(), progress)], ..Commit::default() };
+        store.commit(commit).await.unwrap();
+        assert_eq!(store.hosts().await.unwrap().len(), 1);
+        drop(store);
+        let store = altered(directory.path(), statement).await;
+        assert!(matches!(store.hosts().await, Err(StoreError::Altered(_))), "{statement}");
+        assert!(matches!(store.host("aa").await, Err(StoreError::Altered(_))), "{statement}");
+        // Nor is it signed in passing.
+        let labelled = store.set_host_labels("aa", [].into(), entry("label")).await;
+        assert!(matches!(labelled, Err(StoreError::Altered(_))), "{statement}");
     }
 }
 
@@ -333,6 +443,29 @@ async fn a_restored_backup_begins_a_new_epoch() {
         epochs.push(epoch);
     }
     assert_ne!(epochs[1].id, epochs[2].id, "two restores of one backup are strangers");
+}
+
+/// It says who is who and who has what, and its values are encrypted for as long as nobody has the key.
+#[tokio::test]
+async fn a_backup_is_for_its_owner_alone_and_follows_no_link() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path()).await;
+    let (copy, link) = (directory.path().join("backup.db"), directory.path().join("link.db"));
+    let elsewhere = directory.path().join("elsewhere.db");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    store.backup(copy.clone()).await.unwrap();
+    assert_eq!(mode(&copy), 0o600);
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    assert!(matches!(store.backup(link).await, Err(StoreError::Exists(_))));
+    assert!(!elsewhere.exists(), "it was written where a link led");
+    // A copy that somebody made readable on its way does not make a readable database.
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let restored = directory.path().join("restored.db");
+    store::restore(&copy, &restored, key(directory.path())).await.unwrap();
+    assert_eq!(mode(&restored), 0o600);
+    let nowhere = directory.path().join("nowhere/backup.db");
+    assert!(matches!(store.backup(nowhere).await, Err(StoreError::Database { .. })));
 }
 
 #[test]

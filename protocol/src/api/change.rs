@@ -24,7 +24,8 @@ pub struct Reason {
 pub struct Rotate {
     /// The current version is in foreign hands: wait for no barrier.
     pub compromised: bool,
-    /// With `compromised`: after this time holders that are left are cleared and silent targets excused.
+    /// With `compromised`: after this time holders that are left are cleared and silent targets excused. Less than
+    /// a minute needs the role admin.
     pub deadline_ms: Option<u64>,
 }
 

@@ -25,7 +25,8 @@ pub enum Role {
     Viewer,
     /// Rotates, halts, holds, clears and excuses.
     Operator,
-    /// Overrides the gate, deletes, retires hosts, issues tokens and makes operators.
+    /// Decides who gets values: issues enrolment tokens, labels hosts, imports. Overrides the gate, deletes, retires
+    /// hosts, makes operators and backups.
     Admin,
 }
 

@@ -180,6 +180,43 @@ async fn a_target_is_written_with_check_and_set_read_back_and_destroyed() {
     assert!(target.read_back().await.unwrap().is_none());
 }
 
+/// A server that was set up anew, a mount that moved, a token that lost its policy: none of them says that a value is
+/// gone, and neither does a path that was deleted with its history, which looks no different.
+#[tokio::test]
+async fn what_the_server_does_not_know_is_not_proved_to_be_destroyed() {
+    let bao = start();
+    let target = target_with(&bao, &bao.token_file());
+    let first = target.write(&mark(1), &value("1"), 0).await.unwrap();
+    let second = target.write(&mark(2), &value("2"), first).await.unwrap();
+    let elsewhere = |key: &str, text: &str| {
+        let mut spec = spec(&bao, "apps/orders", &bao.token_file());
+        spec[key] = json!(text);
+        build_store_target("VaultKv", &spec, Arc::new(SecretsDirectory::new("/"))).unwrap()
+    };
+    let poor = "path \"secret/data/apps/orders\" { capabilities = [\"read\"] }";
+    let cases = [
+        ("another path", elsewhere("path", "apps/orders-2")),
+        ("another mount", elsewhere("mount", "kv")),
+        ("no right to look", target_with(&bao, &bao.token_with_policy("poor", poor).unwrap())),
+    ];
+    for (what, target) in cases {
+        for answer in [target.destroy(first).await, target.withdraw(second).await] {
+            assert!(matches!(&answer, Err(Failure::Refused(_))), "{what}: {answer:?}");
+        }
+    }
+    let mut spec = spec(&bao, "apps/orders-2", &bao.token_file());
+    spec["retiring"] = json!("destroy-version");
+    let source = build_source("VaultKv", &spec, Arc::new(SecretsDirectory::new("/"))).unwrap();
+    assert!(matches!(source.destroy(first).await, Err(Failure::Refused(words)) if words.contains("`path`")));
+
+    // A revision that was deleted can be taken back, and is destroyed all the same.
+    bao.run(&["kv", "delete", "-mount=secret", "-versions=1", "apps/orders"]).unwrap();
+    target.destroy(first).await.unwrap();
+    bao.run(&["kv", "metadata", "delete", "-mount=secret", "apps/orders"]).unwrap();
+    let answer = target.destroy(first).await;
+    assert!(matches!(&answer, Err(Failure::Refused(words)) if words.contains("history")), "{answer:?}");
+}
+
 #[tokio::test]
 async fn somebody_elses_write_is_never_overwritten() {
     let bao = start();

@@ -24,6 +24,7 @@ use lifecycle::id::{EffectId, Epoch};
 use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests_canary::Canaries;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -380,6 +381,63 @@ async fn what_needs_an_operator_is_told_apart_from_what_passes() {
     let stranger = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let suspicious = scene.generator(|spec| spec["tls"] = json!({"caBundle": stranger.cert.pem()}));
     assert!(matches!(suspicious.preflight(&mark(1)).await, Err(Failure::Retry(_))));
+}
+
+/// A service that repeats what it was told, as many do of a password that they find too weak. What it says ends in the
+/// audit log, which is for ever.
+#[tokio::test]
+async fn what_a_service_repeats_of_a_value_or_of_our_login_goes_nowhere() {
+    use base64::Engine as _;
+    let scene = Scene::new().await;
+    let generator = scene.generator(|_| {});
+    let value = generator.new_value(EffectId(1)).unwrap();
+    let password = value.expose_text("password").unwrap();
+    let canaries = Canaries::new([("the password", password), ("our token", BEARER)]).unwrap();
+    let mut said = Vec::new();
+    for secret in [password, BEARER] {
+        let wide = secret.chars().flat_map(|character| ['\0', character]).collect::<String>();
+        let forms = [
+            secret.to_owned(),
+            secret.to_uppercase(),
+            secret[..12].to_owned(),
+            format!("{}\n{}", &secret[..7], &secret[7..]),
+            wide,
+            hex::encode(secret),
+            secret.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat(),
+            base64::engine::general_purpose::STANDARD.encode(format!("user:{secret}")),
+            format!("{:?}", secret.as_bytes()),
+            format!("{}{secret}", "so weak ".repeat(49)),
+        ];
+        for form in forms {
+            let message = format!("the password {form} is too weak");
+            for status in [403, 422, 500] {
+                scene.service.lock().unwrap().broken = Some((status, message.clone()));
+                said.extend([
+                    generator.mint(&mark(1), &value).await.err().map(|failure| failure.to_string()),
+                    generator.verify(EffectId(1), &value).await.err().map(|failure| failure.to_string()),
+                    generator.sessions(EffectId(1), Some(&value)).await.err().map(|why| why.to_string()),
+                    generator.end_sessions(EffectId(1), Some(&value)).await.err().map(|why| why.to_string()),
+                    generator.revoke(EffectId(1), Some(&value)).await.err().map(|why| why.to_string()),
+                ]);
+            }
+        }
+    }
+    let said: Vec<String> = said.into_iter().map(|failure| failure.expect("it refuses everything")).collect();
+    for words in &said {
+        assert_eq!(canaries.in_bytes("what the service said", words), [], "found above");
+        assert!(!words.to_lowercase().contains(&password[..12].to_lowercase()));
+        assert!(words.chars().count() <= 1000);
+    }
+    // What it has to say otherwise is said.
+    assert!(said.iter().any(|words| words.contains("is too weak")));
+
+    // Where it chooses, only it knows what must not be repeated.
+    let chooses = scene.generator(|spec| spec["chooses"] = json!("server"));
+    let canaries = Canaries::new([("its value", "drawn-by-the-service-1")]).unwrap();
+    scene.service.lock().unwrap().broken = Some((422, "drawn-by-the-service-1 is taken".to_owned()));
+    let failure = chooses.mint(&mark(2), &SecretValue::new()).await.err().unwrap();
+    assert_eq!(canaries.in_bytes("what the service said", failure.words()), []);
+    assert!(failure.words().contains("422"), "its status is said");
 }
 
 #[tokio::test]

@@ -50,7 +50,7 @@ pub struct Role {
     /// Which server it lives on.
     pub at: String,
     pub alive: bool,
-    mark: Mark,
+    pub mark: Mark,
 }
 
 /// Mints on the server that its spec names; on another one its roles are unknown.
