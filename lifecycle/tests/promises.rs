@@ -650,6 +650,26 @@ fn an_outage_ends_by_itself() {
 }
 
 #[test]
+fn a_host_that_names_the_highest_number_it_may_takes_no_record_away() {
+    let mut world = World::on_one(2, policy());
+    for _ in 0..3 {
+        let mut forged = world.credential().report(&h(1)).unwrap().clone();
+        forged.sequence += 1;
+        forged.gone.insert(v(u32::MAX / 2));
+        world.host(1).sequence = forged.sequence;
+        world.give(Event::Reported { target: h(1), report: forged });
+        world.rotate();
+        world.settle();
+        let active = world.credential().active().unwrap();
+        assert!(world.hosts.values().all(|host| host.link == Some(active)), "{}", world.picture());
+    }
+    let recorded: BTreeSet<EffectId> = world.credential().versions().map(|view| view.minted_by).collect();
+    let lost: Vec<_> = world.backend.roles.keys().filter(|role| !recorded.contains(*role)).collect();
+    assert!(lost.is_empty(), "{lost:?}: {}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
 fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
     let mut world = World::on_one(3, policy());
     world.host(2).give(HostEvent::Policy(None));
