@@ -632,16 +632,7 @@ fn an_outage_ends_by_itself() {
     world.rotate();
     world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Mint { .. })));
     let mint = world.effect_of(v(2));
-    let refused = || Outcome::Failed("connection refused".into());
-    for _ in 0..40 {
-        let tries = world.handed_out[&mint];
-        world.give(Event::Minted { effect: mint, outcome: refused() });
-        while world.handed_out[&mint] == tries {
-            let due = world.credential().next_due(Millis(world.now)).expect("it is tried again");
-            world.now = due.0.max(world.now + 1);
-            world.give(Event::Tick);
-        }
-    }
+    fails_forty_times(&mut world, mint, |outcome| Event::Minted { effect: mint, outcome });
     let stuck = world.credential().version(v(2)).unwrap().stuck.clone();
     assert!(stuck.is_some_and(|stuck| stuck.reason.contains("connection refused")), "{}", world.picture());
     world.settle();
@@ -667,6 +658,58 @@ fn a_host_that_names_the_highest_number_it_may_takes_no_record_away() {
     let lost: Vec<_> = world.backend.roles.keys().filter(|role| !recorded.contains(*role)).collect();
     assert!(lost.is_empty(), "{lost:?}: {}", world.picture());
     world.nobody_failed();
+}
+
+/// The backend does not answer this effect forty times, and says of each only that it failed.
+fn fails_forty_times(world: &mut World, effect: EffectId, event: impl Fn(Outcome) -> Event) {
+    for _ in 0..40 {
+        let tries = world.handed_out[&effect];
+        world.give(event(Outcome::Failed("connection refused".into())));
+        while world.handed_out[&effect] == tries {
+            let due = world.credential().next_due(Millis(world.now)).unwrap();
+            world.now = due.0.max(world.now + 1);
+            world.give(Event::Tick);
+        }
+    }
+}
+
+fn open_effect(world: &World, is: impl Fn(&EffectKind) -> bool) -> EffectId {
+    world.credential().outbox().find(|effect| is(&effect.kind)).unwrap().id
+}
+
+#[test]
+fn an_outage_before_the_mint_ends_by_itself() {
+    for compromised in [false, true] {
+        let mut world = World::on_one(2, policy());
+        if compromised {
+            world.compromise(None).unwrap();
+        } else {
+            world.rotate();
+        }
+        let preflight = open_effect(&world, |kind| *kind == EffectKind::Preflight);
+        fails_forty_times(&mut world, preflight, |outcome| Event::Preflighted { effect: preflight, outcome });
+        let stuck = world.credential().stuck().cloned();
+        assert!(stuck.is_some_and(|s| s.reason.contains("connection refused")), "{}", world.picture());
+        world.settle();
+        assert_eq!(world.credential().active(), Some(v(2)), "{compromised}: {}", world.picture());
+        assert_eq!(world.credential().stuck(), None);
+    }
+}
+
+#[test]
+fn an_outage_before_the_mint_can_be_resumed_and_given_up() {
+    for resumed in [false, true] {
+        let mut world = World::on_one(2, policy());
+        world.rotate();
+        let preflight = open_effect(&world, |kind| *kind == EffectKind::Preflight);
+        fails_forty_times(&mut world, preflight, |outcome| Event::Preflighted { effect: preflight, outcome });
+        world.give(if resumed { Event::Resume } else { Event::Abort { reason: "said".into() } });
+        assert_eq!(world.credential().stuck(), None);
+        assert_eq!(world.credential().rollout().is_some(), resumed, "{}", world.picture());
+        world.settle();
+        let active = if resumed { v(2) } else { v(1) };
+        assert_eq!(world.credential().active(), Some(active), "{}", world.picture());
+    }
 }
 
 #[test]

@@ -31,10 +31,20 @@ impl Credential {
             Came::Done(_) => {
                 if let Some(rollout) = self.rollout.as_mut().filter(|r| r.stage == Stage::Preflight) {
                     rollout.stage = Stage::AwaitGate;
+                    self.stuck = None;
                 }
             }
-            Came::Refused(_, why) | Came::Exhausted(_, why) => {
-                self.outbox.remove(&effect);
+            Came::Exhausted(_, why) => {
+                turn.audit(format!("preflight failed again and again: {why}"));
+                self.stuck = Some(Stuck {
+                    reason: format!("whether we may mint and revoke cannot be found out: {why}"),
+                    advice:
+                        "it goes on by itself once the backend answers; resume tries at once, abort gives \
+                             the rotation up"
+                            .into(),
+                });
+            }
+            Came::Refused(_, why) => {
                 self.rollout = None;
                 turn.audit(format!("preflight failed: {why}"));
                 self.stuck = Some(Stuck {
