@@ -713,6 +713,26 @@ fn an_outage_before_the_mint_can_be_resumed_and_given_up() {
 }
 
 #[test]
+fn a_backend_that_is_down_at_our_start_is_swept_when_it_is_back() {
+    let mut world = World::on_one(2, policy());
+    let backup = world.store.clone();
+    world.lost.insert("stage");
+    world.rotate();
+    world.pump();
+    let forgotten = world.effect_of(v(2));
+    world.lost.clear();
+    world.backend.blind = true;
+    world.restore(&backup);
+    world.pass(600_000);
+    assert!(world.credential().versions().all(|view| view.minted_by != forgotten), "{}", world.picture());
+    world.backend.blind = false;
+    world.pass(600_000);
+    world.unhold_all();
+    assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
 fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
     let mut world = World::on_one(3, policy());
     world.host(2).give(HostEvent::Policy(None));

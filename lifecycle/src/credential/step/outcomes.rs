@@ -9,7 +9,7 @@ use crate::credential::event::{Event, Outcome};
 use crate::credential::outbox::Came;
 use crate::credential::policy::Authority;
 use crate::credential::state::{Kept, Phase, Sample, Stage, Stuck, Watch};
-use crate::id::{EffectId, Epoch, Version};
+use crate::id::{EffectId, Epoch, Millis, Version};
 
 impl Credential {
     pub(super) fn take_outcome(&mut self, event: Event, turn: &mut Turn) {
@@ -190,7 +190,12 @@ impl Credential {
         if self.outbox.remove(&effect).is_none() {
             return;
         }
-        for (mark, epoch) in found.into_iter().flatten() {
+        let Some(found) = found else {
+            let again = turn.now.plus(self.policy.retry_ms_max.max(Millis(1)));
+            self.sweep_at = Some(self.sweep_at.map_or(again, |at| at.min(again)));
+            return;
+        };
+        for (mark, epoch) in found {
             if let Some(version) = self.version_of(mark) {
                 self.revive_leftover(version, turn);
                 continue;
