@@ -733,6 +733,50 @@ fn a_backend_that_is_down_at_our_start_is_swept_when_it_is_back() {
 }
 
 #[test]
+fn what_went_wrong_earlier_does_not_stop_the_revocation() {
+    let mut world = World::on_one(2, policy());
+    let first = world.effect_of(v(1));
+    // A login with the active version is refused; a new host needs it, so it is tried.
+    world.restart();
+    world.hosts.insert(h(2), Host::new());
+    world.host(2).up = false;
+    world.select();
+    world.settle();
+    world.backend.roles.insert(first, Role::Revoked);
+    world.restart();
+    world.come_back(2);
+    assert!(world.credential().version(v(1)).unwrap().stuck.is_some(), "{}", world.picture());
+    world.backend.roles.insert(first, Role::Alive);
+    world.refused.clear();
+    world.rotate();
+    world.settle();
+    assert_eq!(world.phase(v(1)), Some(Phase::Retired), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn sessions_that_could_be_ended_at_last_are_nobodys_matter() {
+    let mut world = World::on_one(2, policy());
+    let holder = HolderId::new("proc:7:7").unwrap();
+    let by = world.effect_of(v(1));
+    world.host(1).others.insert(holder.clone(), (v(1), by));
+    world.hear_all();
+    world.compromise(None).unwrap();
+    let ends = |kind: &EffectKind| matches!(kind, EffectKind::EndSessions { .. });
+    world.pump_until(|world| world.holds_open(ends));
+    let effect = open_effect(&world, ends);
+    fails_forty_times(&mut world, effect, |outcome| Event::SessionsEnded { effect, outcome });
+    assert!(world.credential().version(v(1)).unwrap().stuck.is_some(), "{}", world.picture());
+    world.give(Event::SessionsEnded { effect, outcome: Outcome::Done });
+    assert_eq!(world.credential().version(v(1)).unwrap().stuck, None);
+    world.host(1).others.remove(&holder);
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+}
+
+#[test]
 fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
     let mut world = World::on_one(3, policy());
     world.host(2).give(HostEvent::Policy(None));

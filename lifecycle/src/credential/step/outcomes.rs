@@ -153,6 +153,9 @@ impl Credential {
     fn sessions_ended(&mut self, effect: EffectId, outcome: Outcome, turn: &mut Turn) {
         match self.come(effect, outcome, turn) {
             Came::Done(EffectKind::EndSessions { version, .. }) => {
+                if let Some(kept) = self.versions.get_mut(&version) {
+                    kept.stuck = None;
+                }
                 turn.audit(format!("the backend's sessions of version {version} were ended"));
             }
             Came::Refused(EffectKind::EndSessions { version, .. }, why)
