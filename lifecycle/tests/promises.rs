@@ -10,7 +10,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::credential::{
-    Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy, Selection,
+    Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy, Rotate, RotateReason, Selection,
 };
 use lifecycle::host::{By, HostEvent};
 use lifecycle::report::PlaceFault;
@@ -772,6 +772,20 @@ fn sessions_that_could_be_ended_at_last_are_nobodys_matter() {
     assert_eq!(world.credential().version(v(1)).unwrap().stuck, None);
     world.host(1).others.remove(&holder);
     world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+}
+
+#[test]
+fn nobody_is_left_to_believe_that_an_orphan_is_rotated() {
+    let mut world = World::on_one(2, policy());
+    world.give(Event::Orphaned(true));
+    assert_eq!(world.compromise(None), Err(IllegalEvent::Orphaned));
+    let demand = Event::Rotate(Rotate { reason: RotateReason::Demand });
+    assert_eq!(world.try_give(demand), Err(IllegalEvent::Orphaned));
+    assert!(!world.credential().version(v(1)).unwrap().compromised, "nothing was begun");
+    world.give(Event::Orphaned(false));
+    world.compromise(None).unwrap();
     world.settle();
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
 }

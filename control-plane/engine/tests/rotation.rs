@@ -247,6 +247,12 @@ async fn a_credential_whose_resource_vanishes_is_served_and_never_retired() {
     })
     .await;
     assert_eq!(stage.alive(), 1);
+    for compromised in [false, true] {
+        let dry = handle.rotate_dry_run(&name(), compromised).await.unwrap();
+        assert!(!dry.accepted && dry.reasons.iter().any(|why| why.contains("resource")), "{dry:?}");
+        let refused = handle.rotate("operator:alice", &name(), compromised, None).await.unwrap_err();
+        assert_eq!(refused.problem().code, "orphaned");
+    }
     std::fs::write(&file, CREDENTIAL).unwrap();
     until(&handle, 40, "it is back", async |h| {
         h.credentials().await.unwrap()[0].phase == CredentialPhase::Active
