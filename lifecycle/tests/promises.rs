@@ -791,6 +791,37 @@ fn nobody_is_left_to_believe_that_an_orphan_is_rotated() {
 }
 
 #[test]
+fn a_deleted_credential_stays_until_its_mint_can_no_longer_arrive() {
+    let mut world = World::on_one(2, policy());
+    world.backend.late_create = true;
+    world.rotate();
+    world.pump_until(|world| !world.backend.late.is_empty());
+    world.give(Event::Deleted);
+    for n in 0..2 {
+        world.written_off.insert(h(n));
+        world.host(n).stop_app();
+    }
+    world.hear_all();
+    world.pass(60_000);
+    assert!(world.credential().versions().all(|view| view.phase.is_ended()), "{}", world.picture());
+    assert!(!world.is_finished(), "{}", world.picture());
+
+    let late = world.backend.late[0];
+    world.backend.roles.insert(late, Role::Alive);
+    // Nobody can be asked in the last hours.
+    world.pass(DAY - 120_000 - 3_600_000);
+    assert_eq!(world.backend.roles[&late], Role::Revoked, "{}", world.picture());
+    world.backend.roles.insert(late, Role::Alive);
+    world.backend.blind = true;
+    world.pass(2 * 3_600_000);
+    assert!(!world.is_finished(), "{}", world.picture());
+    world.backend.blind = false;
+    world.pass(2 * 3_600_000);
+    assert_eq!(world.backend.roles[&late], Role::Revoked, "{}", world.picture());
+    assert!(world.is_finished(), "{}", world.picture());
+}
+
+#[test]
 fn a_host_that_dropped_the_set_does_not_stop_a_deadline() {
     let mut world = World::on_one(3, policy());
     world.host(2).give(HostEvent::Policy(None));

@@ -539,7 +539,7 @@ impl World {
                 self.apply_or_log(turn, batch, &name, Event::Tick);
             }
             self.retry(batch, &name);
-            if self.owned.get(&name).is_some_and(|owned| owned.kept.state.is_finished()) {
+            if self.owned.get(&name).is_some_and(|owned| owned.kept.state.is_finished(turn.now)) {
                 self.remove(batch, &name);
             }
         }
