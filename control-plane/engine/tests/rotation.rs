@@ -761,6 +761,35 @@ async fn what_comes_late_to_a_shared_backend_is_revoked_by_the_credential_whose_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_that_was_edited_is_refused_and_everything_else_goes_on() {
+    let stage = Stage::new(2).await;
+    let mut engine = stage.start(Steps::default()).await;
+    let mut handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let edited = CREDENTIAL.replace("  generator: {kind", "  set: another\n  generator: {kind");
+    std::fs::write(stage.resources().join("orders.yaml"), edited).unwrap();
+    for number in 2..4 {
+        until(&handle, 40, "the edit is refused", async |h| {
+            let faults = h.status().await.unwrap().resource_faults;
+            faults.iter().any(|fault| fault.message.contains("cannot change"))
+        })
+        .await;
+        until(&handle, 20, "it is served as before", async |h| settled(h, number - 1).await).await;
+        assert_eq!(handle.credentials().await.unwrap()[0].phase, CredentialPhase::Active);
+        let refused = handle.delete("operator:alice", &name(), "by mistake").await.unwrap_err();
+        assert_eq!(refused.problem().code, "resource_exists");
+        rotate(&handle).await;
+        until(&handle, 30, "it is rotated", async |h| settled(h, number).await).await;
+        drop(handle);
+        stage.kill(engine).await;
+        engine = stage.start(Steps::default()).await;
+        handle = engine.handle().clone();
+    }
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_path_that_was_edited_is_emptied_where_it_was() {
     let stage = Stage::new(1).await;
     let at = |spec: &str| {
