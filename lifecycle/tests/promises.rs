@@ -10,7 +10,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lifecycle::credential::{
-    Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy, Selection,
+    Clause, EffectKind, Event, IllegalEvent, Outcome, Overlap, Phase, Policy, Rotate, RotateReason, Selection,
 };
 use lifecycle::host::{By, HostEvent};
 use lifecycle::report::PlaceFault;
@@ -632,21 +632,193 @@ fn an_outage_ends_by_itself() {
     world.rotate();
     world.pump_until(|world| world.holds_open(|kind| matches!(kind, EffectKind::Mint { .. })));
     let mint = world.effect_of(v(2));
-    let refused = || Outcome::Failed("connection refused".into());
-    for _ in 0..40 {
-        let tries = world.handed_out[&mint];
-        world.give(Event::Minted { effect: mint, outcome: refused() });
-        while world.handed_out[&mint] == tries {
-            let due = world.credential().next_due(Millis(world.now)).expect("it is tried again");
-            world.now = due.0.max(world.now + 1);
-            world.give(Event::Tick);
-        }
-    }
+    fails_forty_times(&mut world, mint, |outcome| Event::Minted { effect: mint, outcome });
     let stuck = world.credential().version(v(2)).unwrap().stuck.clone();
     assert!(stuck.is_some_and(|stuck| stuck.reason.contains("connection refused")), "{}", world.picture());
     world.settle();
     assert_eq!(world.credential().active(), Some(v(2)), "{}", world.picture());
     assert!(world.credential().version(v(2)).unwrap().stuck.is_none());
+}
+
+#[test]
+fn a_host_that_names_the_highest_number_it_may_takes_no_record_away() {
+    let mut world = World::on_one(2, policy());
+    for _ in 0..3 {
+        let mut forged = world.credential().report(&h(1)).unwrap().clone();
+        forged.sequence += 1;
+        forged.gone.insert(v(u32::MAX / 2));
+        world.host(1).sequence = forged.sequence;
+        world.give(Event::Reported { target: h(1), report: forged });
+        world.rotate();
+        world.settle();
+        let active = world.credential().active().unwrap();
+        assert!(world.hosts.values().all(|host| host.link == Some(active)), "{}", world.picture());
+    }
+    let recorded: BTreeSet<EffectId> = world.credential().versions().map(|view| view.minted_by).collect();
+    let lost: Vec<_> = world.backend.roles.keys().filter(|role| !recorded.contains(*role)).collect();
+    assert!(lost.is_empty(), "{lost:?}: {}", world.picture());
+    world.nobody_failed();
+}
+
+/// The backend does not answer this effect forty times, and says of each only that it failed.
+fn fails_forty_times(world: &mut World, effect: EffectId, event: impl Fn(Outcome) -> Event) {
+    for _ in 0..40 {
+        let tries = world.handed_out[&effect];
+        world.give(event(Outcome::Failed("connection refused".into())));
+        while world.handed_out[&effect] == tries {
+            let due = world.credential().next_due(Millis(world.now)).unwrap();
+            world.now = due.0.max(world.now + 1);
+            world.give(Event::Tick);
+        }
+    }
+}
+
+fn open_effect(world: &World, is: impl Fn(&EffectKind) -> bool) -> EffectId {
+    world.credential().outbox().find(|effect| is(&effect.kind)).unwrap().id
+}
+
+#[test]
+fn an_outage_before_the_mint_ends_by_itself() {
+    for compromised in [false, true] {
+        let mut world = World::on_one(2, policy());
+        if compromised {
+            world.compromise(None).unwrap();
+        } else {
+            world.rotate();
+        }
+        let preflight = open_effect(&world, |kind| *kind == EffectKind::Preflight);
+        fails_forty_times(&mut world, preflight, |outcome| Event::Preflighted { effect: preflight, outcome });
+        let stuck = world.credential().stuck().cloned();
+        assert!(stuck.is_some_and(|s| s.reason.contains("connection refused")), "{}", world.picture());
+        world.settle();
+        assert_eq!(world.credential().active(), Some(v(2)), "{compromised}: {}", world.picture());
+        assert_eq!(world.credential().stuck(), None);
+    }
+}
+
+#[test]
+fn an_outage_before_the_mint_can_be_resumed_and_given_up() {
+    for resumed in [false, true] {
+        let mut world = World::on_one(2, policy());
+        world.rotate();
+        let preflight = open_effect(&world, |kind| *kind == EffectKind::Preflight);
+        fails_forty_times(&mut world, preflight, |outcome| Event::Preflighted { effect: preflight, outcome });
+        world.give(if resumed { Event::Resume } else { Event::Abort { reason: "said".into() } });
+        assert_eq!(world.credential().stuck(), None);
+        assert_eq!(world.credential().rollout().is_some(), resumed, "{}", world.picture());
+        world.settle();
+        let active = if resumed { v(2) } else { v(1) };
+        assert_eq!(world.credential().active(), Some(active), "{}", world.picture());
+    }
+}
+
+#[test]
+fn a_backend_that_is_down_at_our_start_is_swept_when_it_is_back() {
+    let mut world = World::on_one(2, policy());
+    let backup = world.store.clone();
+    world.lost.insert("stage");
+    world.rotate();
+    world.pump();
+    let forgotten = world.effect_of(v(2));
+    world.lost.clear();
+    world.backend.blind = true;
+    world.restore(&backup);
+    world.pass(600_000);
+    assert!(world.credential().versions().all(|view| view.minted_by != forgotten), "{}", world.picture());
+    world.backend.blind = false;
+    world.pass(600_000);
+    world.unhold_all();
+    assert_eq!(world.backend.roles[&forgotten], Role::Revoked, "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn what_went_wrong_earlier_does_not_stop_the_revocation() {
+    let mut world = World::on_one(2, policy());
+    let first = world.effect_of(v(1));
+    // A login with the active version is refused; a new host needs it, so it is tried.
+    world.restart();
+    world.hosts.insert(h(2), Host::new());
+    world.host(2).up = false;
+    world.select();
+    world.settle();
+    world.backend.roles.insert(first, Role::Revoked);
+    world.restart();
+    world.come_back(2);
+    assert!(world.credential().version(v(1)).unwrap().stuck.is_some(), "{}", world.picture());
+    world.backend.roles.insert(first, Role::Alive);
+    world.refused.clear();
+    world.rotate();
+    world.settle();
+    assert_eq!(world.phase(v(1)), Some(Phase::Retired), "{}", world.picture());
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+    world.nobody_failed();
+}
+
+#[test]
+fn sessions_that_could_be_ended_at_last_are_nobodys_matter() {
+    let mut world = World::on_one(2, policy());
+    let holder = HolderId::new("proc:7:7").unwrap();
+    let by = world.effect_of(v(1));
+    world.host(1).others.insert(holder.clone(), (v(1), by));
+    world.hear_all();
+    world.compromise(None).unwrap();
+    let ends = |kind: &EffectKind| matches!(kind, EffectKind::EndSessions { .. });
+    world.pump_until(|world| world.holds_open(ends));
+    let effect = open_effect(&world, ends);
+    fails_forty_times(&mut world, effect, |outcome| Event::SessionsEnded { effect, outcome });
+    assert!(world.credential().version(v(1)).unwrap().stuck.is_some(), "{}", world.picture());
+    world.give(Event::SessionsEnded { effect, outcome: Outcome::Done });
+    assert_eq!(world.credential().version(v(1)).unwrap().stuck, None);
+    world.host(1).others.remove(&holder);
+    world.hear_all();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+}
+
+#[test]
+fn nobody_is_left_to_believe_that_an_orphan_is_rotated() {
+    let mut world = World::on_one(2, policy());
+    world.give(Event::Orphaned(true));
+    assert_eq!(world.compromise(None), Err(IllegalEvent::Orphaned));
+    let demand = Event::Rotate(Rotate { reason: RotateReason::Demand });
+    assert_eq!(world.try_give(demand), Err(IllegalEvent::Orphaned));
+    assert!(!world.credential().version(v(1)).unwrap().compromised, "nothing was begun");
+    world.give(Event::Orphaned(false));
+    world.compromise(None).unwrap();
+    world.settle();
+    assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
+}
+
+#[test]
+fn a_deleted_credential_stays_until_its_mint_can_no_longer_arrive() {
+    let mut world = World::on_one(2, policy());
+    world.backend.late_create = true;
+    world.rotate();
+    world.pump_until(|world| !world.backend.late.is_empty());
+    world.give(Event::Deleted);
+    for n in 0..2 {
+        world.written_off.insert(h(n));
+        world.host(n).stop_app();
+    }
+    world.hear_all();
+    world.pass(60_000);
+    assert!(world.credential().versions().all(|view| view.phase.is_ended()), "{}", world.picture());
+    assert!(!world.is_finished(), "{}", world.picture());
+
+    let late = world.backend.late[0];
+    world.backend.roles.insert(late, Role::Alive);
+    // Nobody can be asked in the last hours.
+    world.pass(DAY - 120_000 - 3_600_000);
+    assert_eq!(world.backend.roles[&late], Role::Revoked, "{}", world.picture());
+    world.backend.roles.insert(late, Role::Alive);
+    world.backend.blind = true;
+    world.pass(2 * 3_600_000);
+    assert!(!world.is_finished(), "{}", world.picture());
+    world.backend.blind = false;
+    world.pass(2 * 3_600_000);
+    assert_eq!(world.backend.roles[&late], Role::Revoked, "{}", world.picture());
+    assert!(world.is_finished(), "{}", world.picture());
 }
 
 #[test]

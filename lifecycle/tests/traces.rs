@@ -780,7 +780,7 @@ fn withdraw_at_last() {
     world.settle();
     assert_eq!(world.role(v(1)), Some(Role::Revoked), "{}", world.picture());
     assert!(world.hosts.values().all(|host| host.link.is_none()));
-    assert!(world.credential().is_finished());
+    assert!(world.is_finished());
     world.nobody_failed();
 }
 

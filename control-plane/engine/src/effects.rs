@@ -43,7 +43,9 @@ pub(crate) struct Job {
     pub(crate) files: std::collections::BTreeMap<FileName, Template>,
     /// The store's number of the value, where a source brought it.
     pub(crate) revision: Option<u64>,
-    /// For a sweep: what other credentials account for, and whether what nobody accounts for is this one's.
+    /// For a sweep: what this and what other credentials account for, also what has ended, and whether what nobody
+    /// accounts for is this one's.
+    pub(crate) own: BTreeSet<EffectId>,
     pub(crate) foreign: BTreeSet<EffectId>,
     pub(crate) adopts_unknown: bool,
 }
@@ -279,7 +281,8 @@ impl Job {
 
     /// What carries our mark here, and of this credential's own also where it was made before.
     async fn sweep(&self, means: &Means) -> Option<BTreeMap<EffectId, Epoch>> {
-        let own: BTreeSet<EffectId> = means.store.values_of(&self.name).await.ok()?.into_iter().collect();
+        let mut own = self.own.clone();
+        own.extend(means.store.values_of(&self.name).await.ok()?);
         let mut found = BTreeMap::new();
         let mut strange = BTreeMap::new();
         let here = self.equipment.generator().into_iter().map(|generator| (generator, self.adopts_unknown));

@@ -539,7 +539,7 @@ impl World {
                 self.apply_or_log(turn, batch, &name, Event::Tick);
             }
             self.retry(batch, &name);
-            if self.owned.get(&name).is_some_and(|owned| owned.kept.state.is_finished()) {
+            if self.owned.get(&name).is_some_and(|owned| owned.kept.state.is_finished(turn.now)) {
                 self.remove(batch, &name);
             }
         }
@@ -738,8 +738,11 @@ impl World {
 
     /// Carries an effect out, unless that is under way.
     fn execute(&mut self, name: &CredentialName, effect: Effect) {
-        let foreign =
-            if matches!(effect.kind, EffectKind::Sweep) { self.foreign(name) } else { BTreeSet::new() };
+        let (own, foreign) = if matches!(effect.kind, EffectKind::Sweep) {
+            (self.owned.get(name).map(Owned::accounts_for).unwrap_or_default(), self.foreign(name))
+        } else {
+            (BTreeSet::new(), BTreeSet::new())
+        };
         let adopts_unknown = self.adopts_unknown(name);
         let Some(owned) = self.owned.get_mut(name) else { return };
         // What came later in the same batch (a new epoch above all) may have called it off.
@@ -783,6 +786,7 @@ impl World {
             files: owned.kept.plan.credential.files.clone(),
             equipment,
             revision,
+            own,
             foreign,
             adopts_unknown,
             effect,
@@ -795,7 +799,7 @@ impl World {
         let mut foreign = BTreeSet::new();
         for (other, owned) in &self.owned {
             if other != name {
-                foreign.extend(owned.kept.state.values());
+                foreign.extend(owned.accounts_for());
             }
             // What a preflight tries it on is thrown away by the preflight itself.
             let preflights = owned.kept.state.outbox().filter(|effect| effect.kind == EffectKind::Preflight);
@@ -952,6 +956,13 @@ impl Turn {
 }
 
 impl Owned {
+    /// Every version that it knows, also those that have ended: their creation may come late to the backend.
+    fn accounts_for(&self) -> BTreeSet<EffectId> {
+        let mut known = self.kept.state.values();
+        known.extend(self.kept.state.versions().map(|view| view.minted_by));
+        known
+    }
+
     /// The store targets, each with the path that the resource names, or named before it was edited.
     fn store_places(&self) -> BTreeMap<TargetId, StorePlace> {
         let none = self.kept.stores.is_empty() && self.kept.plan.credential.stores.is_empty();

@@ -321,17 +321,17 @@ impl World {
                     if !resources.faults.contains(&fault) {
                         resources.faults.push(fault);
                     }
-                    // The last good one stays in force.
-                    if let Some(owned) = self.owned.get_mut(&name)
-                        && owned.equipment.is_none()
-                    {
-                        owned.equipment = owned.kept.plan.equip(self.makers.as_ref()).ok();
-                    }
+                    self.keep_plan(turn, batch, &name);
                     continue;
                 }
             };
             if let Some(words) = self.conflict(&name, &plan) {
-                resources.refuse(&name, &words);
+                if self.owned.get(&name).is_some_and(|owned| !owned.kept.state.is_deleted()) {
+                    resources.fault(&name, &words);
+                    self.keep_plan(turn, batch, &name);
+                } else {
+                    resources.refuse(&name, &words);
+                }
                 continue;
             }
             self.adopt_plan(turn, batch, &name, plan, equipment);
@@ -419,6 +419,19 @@ impl World {
             self.apply_or_log(turn, batch, name, Event::Orphaned(false));
         }
         batch.dirty.insert(name.clone());
+        self.select(turn, batch, name);
+        self.watch_source(name);
+    }
+
+    /// The resource is there and cannot be taken: the last good one stays in force.
+    fn keep_plan(&mut self, turn: &mut Turn, batch: &mut Batch, name: &CredentialName) {
+        let Some(owned) = self.owned.get_mut(name) else { return };
+        if owned.equipment.is_none() {
+            owned.equipment = owned.kept.plan.equip(self.makers.as_ref()).ok();
+        }
+        if owned.kept.state.is_orphaned() {
+            self.apply_or_log(turn, batch, name, Event::Orphaned(false));
+        }
         self.select(turn, batch, name);
         self.watch_source(name);
     }

@@ -41,6 +41,9 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::InUse(_) => ("in_use", "rotate first"),
         IllegalEvent::Ended(_) => ("ended", "nothing is left to do for it"),
         IllegalEvent::Deleted => ("deleted", "wait until it is gone"),
+        IllegalEvent::Orphaned => {
+            ("orphaned", "put its resource back (see its faults in `esoctl status`), then rotate")
+        }
         IllegalEvent::Interrupts => ("interrupts", "set `policy.interruption: allow` in the resource"),
         IllegalEvent::NotEmpty => ("not_empty", "import into a new credential"),
         IllegalEvent::OldEpoch { .. } => ("old_epoch", "restore a newer backup"),

@@ -18,7 +18,7 @@ use backends::SecretValue;
 use engine::Handle;
 use fakes::{CREDENTIAL, Stage, name, settled, until};
 use futures_util::StreamExt as _;
-use lifecycle::Version;
+use lifecycle::{CredentialName, Version};
 use protocol::api::view::{Clause, CredentialPhase, HostPhase};
 use store::Steps;
 
@@ -247,6 +247,12 @@ async fn a_credential_whose_resource_vanishes_is_served_and_never_retired() {
     })
     .await;
     assert_eq!(stage.alive(), 1);
+    for compromised in [false, true] {
+        let dry = handle.rotate_dry_run(&name(), compromised).await.unwrap();
+        assert!(!dry.accepted && dry.reasons.iter().any(|why| why.contains("resource")), "{dry:?}");
+        let refused = handle.rotate("operator:alice", &name(), compromised, None).await.unwrap_err();
+        assert_eq!(refused.problem().code, "orphaned");
+    }
     std::fs::write(&file, CREDENTIAL).unwrap();
     until(&handle, 40, "it is back", async |h| {
         h.credentials().await.unwrap()[0].phase == CredentialPhase::Active
@@ -720,6 +726,66 @@ async fn a_version_is_asked_about_and_revoked_where_it_was_minted_whatever_the_r
         let alive: Vec<_> = server.roles.values().filter(|role| role.alive).map(|role| &*role.at).collect();
         assert_eq!(alive, ["db2"]);
     }
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_late_to_a_shared_backend_is_revoked_by_the_credential_whose_it_is() {
+    let stage = Stage::new(2).await;
+    // The first by name takes care of what nobody accounts for.
+    let (_, credential) = CREDENTIAL.split_once("---\n").unwrap();
+    let another = credential.replace("name: orders-db", "name: another").replace("app: orders", "app: none");
+    std::fs::write(stage.resources().join("another.yaml"), another).unwrap();
+    let another = CredentialName::new("another").unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "both have a version", async |h| {
+        settled(h, 1).await && h.credential(&another).await.unwrap().summary.current.is_some()
+    })
+    .await;
+    let first = handle.credential(&name()).await.unwrap().versions[0].effect.unwrap();
+    rotate(&handle).await;
+    until(&handle, 30, "the first is retired and its value forgotten", async |h| settled(h, 2).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    stage.server.lock().unwrap().roles.get_mut(&first).unwrap().alive = true;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "it is revoked again", async |_| !stage.server.lock().unwrap().roles[&first].alive)
+        .await;
+    until(&handle, 30, "and has ended again", async |h| settled(h, 2).await).await;
+    assert_eq!(handle.credential(&another).await.unwrap().versions.len(), 1, "nothing was found for it");
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_set_that_was_edited_is_refused_and_everything_else_goes_on() {
+    let stage = Stage::new(2).await;
+    let mut engine = stage.start(Steps::default()).await;
+    let mut handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let edited = CREDENTIAL.replace("  generator: {kind", "  set: another\n  generator: {kind");
+    std::fs::write(stage.resources().join("orders.yaml"), edited).unwrap();
+    for number in 2..4 {
+        until(&handle, 40, "the edit is refused", async |h| {
+            let faults = h.status().await.unwrap().resource_faults;
+            faults.iter().any(|fault| fault.message.contains("cannot change"))
+        })
+        .await;
+        until(&handle, 20, "it is served as before", async |h| settled(h, number - 1).await).await;
+        assert_eq!(handle.credentials().await.unwrap()[0].phase, CredentialPhase::Active);
+        let refused = handle.delete("operator:alice", &name(), "by mistake").await.unwrap_err();
+        assert_eq!(refused.problem().code, "resource_exists");
+        rotate(&handle).await;
+        until(&handle, 30, "it is rotated", async |h| settled(h, number).await).await;
+        drop(handle);
+        stage.kill(engine).await;
+        engine = stage.start(Steps::default()).await;
+        handle = engine.handle().clone();
+    }
+    stage.assert_sound();
     stage.kill(engine).await;
 }
 

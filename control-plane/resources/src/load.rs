@@ -297,6 +297,11 @@ impl Resources {
     /// A credential cannot be used: takes it out and says why.
     pub fn refuse(&mut self, name: &CredentialName, words: &str) {
         self.credentials.remove(name);
+        self.fault(name, words);
+    }
+
+    /// What is written about a credential cannot be taken, and why.
+    pub fn fault(&mut self, name: &CredentialName, words: &str) {
         let reference = Reference { kind: "Credential".to_owned(), name: name.to_string() };
         let fault = self.fault_of(&reference, words);
         self.faults.push(fault);

@@ -152,9 +152,11 @@ impl Credential {
         self.active
     }
 
-    /// Whether it was deleted and nothing of it is left.
-    pub fn is_finished(&self) -> bool {
-        self.deleted && self.versions.values().all(|v| v.phase.is_ended())
+    /// Whether it was deleted, nothing of it is left and nothing more of it can come to the backend.
+    pub fn is_finished(&self, now: Millis) -> bool {
+        self.deleted
+            && self.versions.values().all(|v| v.phase.is_ended() && !v.could_arrive(now))
+            && !self.is_to_be_swept()
     }
 
     /// The effects under which values must still be kept.

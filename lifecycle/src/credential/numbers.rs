@@ -68,7 +68,7 @@ impl Credential {
         true
     }
 
-    /// Above every number that we or a target ever named in this epoch.
+    /// Above every number of ours in this epoch, and above every one that a target names, unless that is absurd.
     pub(super) fn next_version(&self) -> Version {
         let epoch = self.epoch.counter;
         let reports = self.targets.values().filter_map(|t| t.report.as_ref());
@@ -77,9 +77,10 @@ impl Credential {
             r.present.keys().chain(r.known.keys()).copied().chain(gone)
         });
         let newest = named
+            .filter(|v| v.number <= NUMBER_MAX)
             .chain(self.versions.keys().copied())
             .chain(self.active)
-            .filter(|v| v.epoch == epoch && v.number <= NUMBER_MAX)
+            .filter(|v| v.epoch == epoch)
             .map(|v| v.number)
             .max();
         Version::new(epoch, newest.map_or(1, |number| number.saturating_add(1).max(1)))

@@ -359,6 +359,9 @@ impl Credential {
     pub(crate) fn abort(&mut self, reason: &str, turn: &mut Turn) {
         let Some(rollout) = self.rollout.take() else { return };
         turn.audit(format!("the rollout is aborted: {reason}"));
+        if rollout.stage == Stage::Preflight {
+            self.stuck = None;
+        }
         self.drop_open(|kind| matches!(kind, EffectKind::Preflight));
         if let Some(version) = rollout.version {
             self.give_up(version, reason, turn);
@@ -420,13 +423,17 @@ impl Credential {
             return Err(IllegalEvent::Starting);
         }
         let halted = self.rollout.as_ref().is_some_and(|r| r.halted.is_some());
-        let stuck = self.versions.values().any(|kept| kept.stuck.is_some());
+        let waits_for_backend = self.stuck.is_some() && self.has_open(|kind| *kind == EffectKind::Preflight);
+        let stuck = waits_for_backend || self.versions.values().any(|kept| kept.stuck.is_some());
         let returned =
             self.targets.values().any(|t| t.barred || t.left_in.keys().any(|version| t.left(*version)));
         if !halted && !stuck && !returned {
             return Err(IllegalEvent::NothingToResume);
         }
         turn.audit("resumed");
+        if waits_for_backend {
+            self.stuck = None;
+        }
         if let Some(rollout) = self.rollout.as_mut().filter(|r| r.halted.is_some()) {
             rollout.halted = None;
             rollout.since = turn.now;

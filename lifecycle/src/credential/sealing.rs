@@ -175,6 +175,8 @@ impl Credential {
             kept.watch.sealing_since = Some(turn.now);
             turn.audit(format!("version {version} is being sealed"));
         } else {
+            // Whatever went wrong with it before, nobody has it any more: only a failed revocation counts from here on.
+            kept.stuck = None;
             turn.audit(format!("version {version} is gone everywhere and is being retired"));
             if by_mint && !self.is_replaced_by_open_mint(minted_by) {
                 self.begin_mint(Some(minted_by), turn);

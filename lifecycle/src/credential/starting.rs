@@ -110,6 +110,12 @@ impl Credential {
         self.question = self.question.max(u64::from(counter) << 32);
     }
 
+    /// Whether the backend is to be searched, or has not answered yet.
+    pub(crate) fn is_to_be_swept(&self) -> bool {
+        let waits = self.sweep_at.is_some() || self.has_open(|kind| matches!(kind, EffectKind::Sweep));
+        self.policy.authority == Authority::Revokes && (waits || self.is_starting())
+    }
+
     /// Searches the backend for our marks after a start, and as long as a request to mint could still arrive there.
     pub(crate) fn advance_sweep(&mut self, turn: &mut Turn) {
         if self.is_starting() || self.policy.authority != Authority::Revokes {

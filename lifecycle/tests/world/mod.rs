@@ -411,6 +411,10 @@ impl World {
         self.credential().phase(version)
     }
 
+    pub fn is_finished(&self) -> bool {
+        self.credential().is_finished(Millis(self.now))
+    }
+
     pub fn role(&self, version: Version) -> Option<Role> {
         self.backend.roles.get(&self.credential().minted_by(version)?).copied()
     }

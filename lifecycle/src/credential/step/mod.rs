@@ -88,6 +88,9 @@ pub enum IllegalEvent {
     /// Nothing can be rotated any more.
     #[error("the credential was deleted")]
     Deleted,
+    /// Its resource vanished or was refused: it is served as before, and nothing of it is rotated or retired.
+    #[error("the credential's resource is not there, so nothing is rotated; put it back, then rotate")]
+    Orphaned,
     /// The backend holds one version only.
     #[error(
         "the backend can hold one version only, so a rotation interrupts; allow that in the resource (interruption_allowed)"

@@ -9,7 +9,7 @@ use crate::credential::event::{Event, Outcome};
 use crate::credential::outbox::Came;
 use crate::credential::policy::Authority;
 use crate::credential::state::{Kept, Phase, Sample, Stage, Stuck, Watch};
-use crate::id::{EffectId, Epoch, Version};
+use crate::id::{EffectId, Epoch, Millis, Version};
 
 impl Credential {
     pub(super) fn take_outcome(&mut self, event: Event, turn: &mut Turn) {
@@ -31,10 +31,20 @@ impl Credential {
             Came::Done(_) => {
                 if let Some(rollout) = self.rollout.as_mut().filter(|r| r.stage == Stage::Preflight) {
                     rollout.stage = Stage::AwaitGate;
+                    self.stuck = None;
                 }
             }
-            Came::Refused(_, why) | Came::Exhausted(_, why) => {
-                self.outbox.remove(&effect);
+            Came::Exhausted(_, why) => {
+                turn.audit(format!("preflight failed again and again: {why}"));
+                self.stuck = Some(Stuck {
+                    reason: format!("whether we may mint and revoke cannot be found out: {why}"),
+                    advice:
+                        "it goes on by itself once the backend answers; resume tries at once, abort gives \
+                             the rotation up"
+                            .into(),
+                });
+            }
+            Came::Refused(_, why) => {
                 self.rollout = None;
                 turn.audit(format!("preflight failed: {why}"));
                 self.stuck = Some(Stuck {
@@ -143,6 +153,9 @@ impl Credential {
     fn sessions_ended(&mut self, effect: EffectId, outcome: Outcome, turn: &mut Turn) {
         match self.come(effect, outcome, turn) {
             Came::Done(EffectKind::EndSessions { version, .. }) => {
+                if let Some(kept) = self.versions.get_mut(&version) {
+                    kept.stuck = None;
+                }
                 turn.audit(format!("the backend's sessions of version {version} were ended"));
             }
             Came::Refused(EffectKind::EndSessions { version, .. }, why)
@@ -180,7 +193,12 @@ impl Credential {
         if self.outbox.remove(&effect).is_none() {
             return;
         }
-        for (mark, epoch) in found.into_iter().flatten() {
+        let Some(found) = found else {
+            let again = turn.now.plus(self.policy.retry_ms_max.max(Millis(1)));
+            self.sweep_at = Some(self.sweep_at.map_or(again, |at| at.min(again)));
+            return;
+        };
+        for (mark, epoch) in found {
             if let Some(version) = self.version_of(mark) {
                 self.revive_leftover(version, turn);
                 continue;

@@ -40,6 +40,10 @@ impl Credential {
         turn: &mut Turn,
     ) -> Result<(), IllegalEvent> {
         self.may_wish()?;
+        if self.orphaned {
+            // It would wait without a word until the resource is back, and somebody would rely on it.
+            return Err(IllegalEvent::Orphaned);
+        }
         match &reason {
             RotateReason::Schedule => {}
             RotateReason::Demand => {
