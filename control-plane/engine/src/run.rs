@@ -153,13 +153,14 @@ impl World {
                     lane.returned();
                 }
             }
-            Inside::Noticed { name, value, revision, origin, reply } => {
+            Inside::Noticed { name, value, digest, revision, origin, reply } => {
                 if let Some(owned) = self.owned.get_mut(&name) {
                     owned.kept.origins.get_or_insert_default().note(value, &origin);
                 }
                 let taken = self.apply(turn, batch, &name, Event::Noticed { value });
                 if let (Ok(()), Some(owned)) = (&taken, self.owned.get_mut(&name)) {
                     owned.kept.revisions.extend(revision.map(|revision| (value, revision)));
+                    owned.kept.brought = Some(digest);
                 }
                 let taken = taken.is_ok();
                 batch.answers.push(Box::new(move |_| {

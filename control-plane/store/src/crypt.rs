@@ -11,6 +11,8 @@ pub(crate) struct Crypt {
     data: RandomizedNonceKey,
     /// Chains the audit log, so that who can write the file but has no key cannot rewrite it.
     audit: hmac::Key,
+    /// Tells values apart that are not kept.
+    values: hmac::Key,
 }
 
 /// A record does not decrypt.
@@ -19,10 +21,21 @@ pub(crate) struct Altered;
 impl Crypt {
     pub(crate) fn new(data_key: &[u8; 32]) -> Option<Self> {
         let derive = hmac::Key::new(hmac::HMAC_SHA256, data_key);
+        let derived = |what: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&derive, what).as_ref());
         Some(Self {
             data: RandomizedNonceKey::new(&AES_256_GCM, data_key).ok()?,
-            audit: hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&derive, b"eso audit chain v1").as_ref()),
+            audit: derived(b"eso audit chain v1"),
+            values: derived(b"eso value digest v1"),
         })
+    }
+
+    /// The same for the same value of the same thing; says nothing of the value to who has no key.
+    pub(crate) fn digest(&self, aad: &str, plain: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.values);
+        context.update(&(aad.len() as u64).to_be_bytes());
+        context.update(aad.as_bytes());
+        context.update(plain);
+        context.sign().as_ref().to_vec()
     }
 
     /// Nonce, then ciphertext with its tag.

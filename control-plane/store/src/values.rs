@@ -3,6 +3,7 @@
 
 use lifecycle::{CredentialName, EffectId};
 use rusqlite::{OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{Database, Failure, Store, StoreError};
@@ -33,6 +34,12 @@ impl std::fmt::Debug for Value {
         f.write_str("Value(..)")
     }
 }
+
+/// Tells a value from another one when neither is kept any more. Made under a key that lies encrypted in the database,
+/// so that it helps nobody to guess the value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ValueDigest(String);
 
 impl Store {
     /// Encrypts and keeps a value. Durable when this returns. An existing one is an error.
@@ -70,6 +77,20 @@ impl Store {
                 .optional()?;
             let aad = value_aad(database, &credential, effect);
             sealed.map(|sealed| database.unseal(&aad, &sealed, || format!("the value {effect}"))).transpose()
+        })
+        .await
+    }
+
+    /// What tells this value of this credential from every other one. Keeps nothing.
+    pub async fn value_digest(
+        &self,
+        credential: &CredentialName,
+        value: Value,
+    ) -> Result<ValueDigest, StoreError> {
+        let credential = credential.clone();
+        self.run("digest a value", move |database| {
+            let aad = format!("eso value digest v1|{}|{credential}", database.installation);
+            Ok(ValueDigest(hex::encode(database.crypt.digest(&aad, value.expose()))))
         })
         .await
     }

@@ -198,6 +198,20 @@ async fn no_value_is_written_in_the_clear_or_overwritten() {
 }
 
 #[tokio::test]
+async fn a_digest_tells_values_apart_also_after_a_restart_and_says_nothing_of_another_credential() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path()).await;
+    let value = |text: &str| Value::new(text.as_bytes().to_vec());
+    let one = store.value_digest(&name(), value("one")).await.unwrap();
+    assert_ne!(store.value_digest(&name(), value("two")).await.unwrap(), one);
+    let other = CredentialName::new("other").unwrap();
+    assert_ne!(store.value_digest(&other, value("one")).await.unwrap(), one);
+    drop(store);
+    let store = reopened(directory.path()).await.unwrap();
+    assert_eq!(store.value_digest(&name(), value("one")).await.unwrap(), one);
+}
+
+#[tokio::test]
 async fn a_value_moved_to_another_row_does_not_decrypt() {
     let directory = tempfile::tempdir().unwrap();
     let store = opened(directory.path()).await;
