@@ -14,6 +14,7 @@ mod effects;
 mod figures;
 mod handle;
 mod inside;
+mod keeping;
 mod lane;
 mod metrics;
 mod origin;

@@ -342,7 +342,13 @@ impl World {
         effect: EffectId,
         event: Option<Event>,
     ) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
+        let minted = matches!(event, Some(Event::Minted { .. }));
+        let Some(owned) = self.owned.get_mut(name) else {
+            if minted {
+                batch.forget.push((name.clone(), effect));
+            }
+            return;
+        };
         owned.running.remove(&effect);
         let Some(event) = event else {
             let tries = owned.again.get(&effect).map_or(0, |(_, tries)| *tries);
@@ -374,9 +380,9 @@ impl World {
         }
         if let (Some(minted_by), Some(owned)) = (revoked, self.owned.get_mut(name)) {
             owned.kept.revisions.remove(&minted_by);
-            if !owned.kept.state.values().contains(&minted_by) {
-                batch.forget.push((name.clone(), minted_by));
-            }
+        }
+        if minted && self.is_unnamed(name, effect) {
+            batch.forget.push((name.clone(), effect));
         }
     }
 
@@ -650,6 +656,7 @@ impl World {
                 owned.forget_origins();
             }
         }
+        self.note_unnamed(&mut batch).await?;
         let commit = self.commit_of(&mut batch)?;
         if !commit.is_empty() {
             self.means.store.commit(commit).await?;

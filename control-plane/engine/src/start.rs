@@ -98,6 +98,7 @@ impl Engine {
             anchor: settings.anchor.clone(),
         };
         let mut world = World::load(&settings, messages.clone(), metrics).await?;
+        world.erase_leftovers().await?;
         let restored = settings.store.restored().await?;
         let directory = settings.resources.clone();
         let resources = read(directory.clone(), Resources::default()).await;

@@ -68,6 +68,8 @@ pub(crate) struct Kept {
 pub(crate) struct Owned {
     pub(crate) kept: Kept,
     pub(crate) revision: u64,
+    /// The values that the committed state names.
+    pub(crate) named: BTreeSet<EffectId>,
     /// None when its backend cannot be made: nothing is minted or revoked then, and it is still served.
     pub(crate) equipment: Option<Equipment>,
     /// Made when something of an earlier place is asked for first.
@@ -127,6 +129,7 @@ impl Owned {
             }
         }
         Self {
+            named: kept.state.values(),
             kept,
             revision,
             equipment: None,

@@ -65,7 +65,9 @@ pub enum PushError {
         error: Arc<DialError>,
     },
     /// So many pushes were under way that this one did not begin.
-    #[error("no push to host {host} at {address} began within {deadline_ms} ms: too many others are under way")]
+    #[error(
+        "no push to host {host} at {address} began within {deadline_ms} ms: too many others are under way"
+    )]
     NoTurn {
         /// Who.
         host: HostId,

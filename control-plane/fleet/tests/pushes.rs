@@ -465,10 +465,8 @@ async fn a_connection_that_swallowed_a_push_is_not_used_again() {
 #[tokio::test]
 async fn a_push_that_never_had_its_turn_says_nothing_against_its_connection() {
     let installation = Installation::new();
-    let (good, hanging) = (
-        Host::start(&installation, Manner::Good).await,
-        Host::start(&installation, Manner::Silent).await,
-    );
+    let (good, hanging) =
+        (Host::start(&installation, Manner::Good).await, Host::start(&installation, Manner::Silent).await);
     let proxy = Proxy::start(good.address).await;
     let (fleet, mut notices) =
         installation.fleet(Settings { pushes_at_once_max: 1, push_ms_max: 400, ..settings() });

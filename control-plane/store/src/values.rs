@@ -126,6 +126,25 @@ impl Store {
         .await
     }
 
+    /// Everything that is kept: of which credential, under which effect.
+    pub async fn values(&self) -> Result<Vec<(CredentialName, EffectId)>, StoreError> {
+        self.run("list all values", |database| {
+            let mut rows = database
+                .connection
+                .prepare_cached("SELECT credential, effect FROM secret_values ORDER BY credential, effect")?;
+            let rows = rows.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            rows.map(|row| {
+                let (name, effect) = row?;
+                let parsed = CredentialName::new(&*name).ok().zip(u128::from_str_radix(&effect, 16).ok());
+                let (name, effect) =
+                    parsed.ok_or_else(|| StoreError::Altered(format!("the value {effect:?} of {name:?}")))?;
+                Ok((name, EffectId(effect)))
+            })
+            .collect()
+        })
+        .await
+    }
+
     /// Forgets a value, overwriting its pages. Forgetting twice does no harm.
     pub async fn erase_value(&self, credential: &CredentialName, effect: EffectId) -> Result<(), StoreError> {
         let credential = credential.clone();

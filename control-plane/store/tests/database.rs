@@ -192,8 +192,10 @@ async fn no_value_is_written_in_the_clear_or_overwritten() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
         assert!(!bytes.windows(secret.len()).any(|window| window == secret));
     }
+    assert_eq!(store.values().await.unwrap(), [(name(), EffectId(1))]);
     store.erase_value(&name(), EffectId(1)).await.unwrap();
     store.erase_value(&name(), EffectId(1)).await.unwrap();
+    assert!(store.values().await.unwrap().is_empty());
     assert!(store.value(&name(), EffectId(1)).await.unwrap().is_none());
 }
 
