@@ -121,17 +121,28 @@ impl Owned {
 
     /// What is to be done at a store target now, if it is free.
     fn next_at_store(&self, target: &TargetId, place: &StorePlace) -> Option<(StoreProgress, Task)> {
-        let waits = self.store_again.get(target).is_some_and(|(at, _)| *at > Instant::now());
-        if waits || self.at_store.contains(target) {
+        if self.store_again.get(target).is_some_and(|(at, _)| *at > Instant::now()) {
             return None;
         }
-        let known = self.kept.stores.get(target);
-        let moved = known.is_some_and(|progress| progress.is_news(place));
-        let task = next_task(self.kept.state.outbox(), self.kept.state.epoch(), target);
-        let task = task.or_else(|| moved.then_some(Task::Look))?;
-        let mut progress = known.cloned().unwrap_or_default();
+        let task = self.task_at_store(target, place)?;
+        let mut progress = self.kept.stores.get(target).cloned().unwrap_or_default();
         progress.settle_at(place);
         Some((progress, task))
+    }
+
+    /// The same, whether or not it waits for another try.
+    fn task_at_store(&self, target: &TargetId, place: &StorePlace) -> Option<Task> {
+        if self.at_store.contains(target) {
+            return None;
+        }
+        let moved = self.kept.stores.get(target).is_some_and(|progress| progress.is_news(place));
+        let task = next_task(self.kept.state.outbox(), self.kept.state.epoch(), target);
+        task.or_else(|| moved.then_some(Task::Look))
+    }
+
+    /// Whether a store target that is not at work is to do something, now or after its pause.
+    pub(crate) fn is_wanted_at_store(&self, target: &TargetId) -> bool {
+        self.store_places().get(target).is_some_and(|place| self.task_at_store(target, place).is_some())
     }
 }
 
