@@ -36,6 +36,9 @@ const POLL_SECONDS_MAX: u64 = 3600;
 const BACKOFF_MAX: Duration = Duration::from_mins(1);
 /// The first wait after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// Client errors that pass by themselves: the server waited too long for us, is not yet up to what another replica said,
+/// or is asked too often.
+const PASSING: [u16; 3] = [408, 412, 429];
 /// Where the mark of the last write stands in the path's own metadata, and which revision it speaks of.
 const MARK_KEY: &str = "eso-mark";
 const REVISION_KEY: &str = "eso-revision";
@@ -267,7 +270,7 @@ impl Kv {
                 self.spec.auth.token_secret_ref,
                 errors.join("; ")
             )),
-            (ClientError::APIError { errors, .. }, Some(400..=499)) => {
+            (ClientError::APIError { errors, .. }, Some(code @ 400..=499)) if !PASSING.contains(&code) => {
                 Failure::refused(format!("{what}: {}", errors.join("; ")))
             }
             (ClientError::APIError { errors, code }, _) => {
@@ -590,6 +593,21 @@ mod tests {
             assert!(target(|spec| spec[key] = json!("notify")).is_err());
         }
         assert!(target(|spec| spec["retiring"] = json!("notify")).is_err(), "a target retires nothing");
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_no_refusal() {
+        let kv = target(|_| {}).ok().unwrap().kv;
+        let failed = |code| {
+            let error = ClientError::APIError { code, errors: vec!["not now".to_owned()] };
+            kv.failure(&error, "write")
+        };
+        for code in [408, 412, 429, 500, 502, 503] {
+            assert!(matches!(failed(code), Failure::Retry(words) if words.contains("not now")), "{code}");
+        }
+        for code in [400, 401, 403, 404, 405] {
+            assert!(matches!(failed(code), Failure::Refused(_)), "{code}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use lifecycle::credential::Event;
 use lifecycle::{CredentialName, EffectId, TargetId};
 use protocol::HostId;
+use store::ValueDigest;
 use tokio::sync::oneshot;
 
 use crate::origin::Origin;
@@ -18,6 +19,7 @@ pub(crate) enum Inside {
     Noticed {
         name: CredentialName,
         value: EffectId,
+        digest: ValueDigest,
         revision: Option<u64>,
         origin: Origin,
         reply: oneshot::Sender<bool>,

@@ -1,13 +1,13 @@
 //! The loop: what came in, one transaction, then effects and answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use backends::Retiring;
 use lifecycle::credential::{Effect, EffectKind, Event, Input, Rotate, RotateReason};
 use lifecycle::{CredentialName, EffectId, TargetId, Version};
 use protocol::{HostId, UnixMillis};
-use resources::{Backing, First};
+use resources::Backing;
 use store::{Audit, Commit, CredentialRow, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -17,18 +17,12 @@ use crate::effects::{Job, carry_out};
 use crate::handle::{HandleError, Message, Verb, View};
 use crate::inside::Inside;
 use crate::lane::Wanted;
-use crate::stores::{Desk, StorePlace, StoreProgress, Task};
+use crate::timers::{AGAIN_MAX, pause};
 use crate::value::Content;
 use crate::world::{Host, Owned, World};
 
 /// How many messages share one transaction at most.
 const BATCH_MAX: usize = 256;
-/// The longest sleep of the loop, and with it the latest that a schedule is looked at.
-const SLEEP_MAX: Duration = Duration::from_secs(5);
-/// The pause before an effect that got no answer is tried again; it doubles.
-const AGAIN_FIRST: Duration = Duration::from_secs(1);
-/// The longest such pause.
-const AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// What one batch leaves behind.
 #[derive(Default)]
@@ -48,7 +42,7 @@ pub(crate) struct Batch {
 
 /// What one batch shares: the time, and the right to draw effect ids.
 pub(crate) struct Turn {
-    now: lifecycle::Millis,
+    pub(crate) now: lifecycle::Millis,
 }
 
 /// Why the engine ended.
@@ -153,13 +147,14 @@ impl World {
                     lane.returned();
                 }
             }
-            Inside::Noticed { name, value, revision, origin, reply } => {
+            Inside::Noticed { name, value, digest, revision, origin, reply } => {
                 if let Some(owned) = self.owned.get_mut(&name) {
                     owned.kept.origins.get_or_insert_default().note(value, &origin);
                 }
                 let taken = self.apply(turn, batch, &name, Event::Noticed { value });
                 if let (Ok(()), Some(owned)) = (&taken, self.owned.get_mut(&name)) {
                     owned.kept.revisions.extend(revision.map(|revision| (value, revision)));
+                    owned.kept.brought = Some(digest);
                 }
                 let taken = taken.is_ok();
                 batch.answers.push(Box::new(move |_| {
@@ -341,12 +336,17 @@ impl World {
         effect: EffectId,
         event: Option<Event>,
     ) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
+        let minted = matches!(event, Some(Event::Minted { .. }));
+        let Some(owned) = self.owned.get_mut(name) else {
+            if minted {
+                batch.forget.push((name.clone(), effect));
+            }
+            return;
+        };
         owned.running.remove(&effect);
         let Some(event) = event else {
             let tries = owned.again.get(&effect).map_or(0, |(_, tries)| *tries);
-            let pause = AGAIN_FIRST.saturating_mul(1 << tries.min(10)).min(AGAIN_MAX);
-            owned.again.insert(effect, (Instant::now() + pause, tries + 1));
+            owned.again.insert(effect, (Instant::now() + pause(tries), tries + 1));
             return;
         };
         owned.again.remove(&effect);
@@ -373,9 +373,9 @@ impl World {
         }
         if let (Some(minted_by), Some(owned)) = (revoked, self.owned.get_mut(name)) {
             owned.kept.revisions.remove(&minted_by);
-            if !owned.kept.state.values().contains(&minted_by) {
-                batch.forget.push((name.clone(), minted_by));
-            }
+        }
+        if minted && self.is_unnamed(name, effect) {
+            batch.forget.push((name.clone(), effect));
         }
     }
 
@@ -528,67 +528,7 @@ impl World {
         }
     }
 
-    // --- what only time brings ---
-
-    fn tick(&mut self, turn: &mut Turn, batch: &mut Batch) {
-        let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
-        for name in names {
-            self.rotate_by_schedule(turn, batch, &name);
-            let due = self.owned.get(&name).and_then(|owned| owned.kept.state.next_due(turn.now));
-            if due.is_some_and(|due| due <= turn.now) {
-                self.apply_or_log(turn, batch, &name, Event::Tick);
-            }
-            self.retry(batch, &name);
-            if self.owned.get(&name).is_some_and(|owned| owned.kept.state.is_finished(turn.now)) {
-                self.remove(batch, &name);
-            }
-        }
-    }
-
-    fn rotate_by_schedule(&mut self, turn: &mut Turn, batch: &mut Batch, name: &CredentialName) {
-        let Some(owned) = self.owned.get(name) else { return };
-        let (state, credential) = (&owned.kept.state, &owned.kept.plan.credential);
-        let generates = matches!(credential.backing, Backing::Generator(_)) && owned.equipment.is_some();
-        if !generates || state.is_orphaned() || state.is_deleted() || state.has_wish() {
-            return;
-        }
-        if state.rollout().is_some() || state.stuck().is_some() {
-            return;
-        }
-        let empty = state.versions().next().is_none();
-        let now = UnixMillis::now();
-        let due = match (empty, credential.first, credential.every) {
-            (true, First::Mint, _) => true,
-            (true, First::Import, _) | (false, _, None) => false,
-            (false, _, Some(every)) => now.ms_since(owned.kept.rotated_at) >= every.0,
-        };
-        if due {
-            let reason = RotateReason::Schedule;
-            self.apply_or_log(turn, batch, name, Event::Rotate(Rotate { reason }));
-            if let Some(owned) = self.owned.get_mut(name) {
-                owned.kept.rotated_at = now;
-            }
-        }
-    }
-
-    /// Effects that got no answer, whose pause is over and that are still wanted.
-    fn retry(&mut self, batch: &mut Batch, name: &CredentialName) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
-        if owned.again.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let wanted: BTreeMap<EffectId, Effect> =
-            owned.kept.state.outbox().map(|effect| (effect.id, effect.clone())).collect();
-        owned.again.retain(|id, _| wanted.contains_key(id));
-        for (id, (at, _)) in &owned.again {
-            if let Some(effect) = wanted.get(id).filter(|_| *at <= now && !owned.running.contains(id)) {
-                batch.effects.push((name.clone(), effect.clone()));
-            }
-        }
-    }
-
-    fn remove(&mut self, batch: &mut Batch, name: &CredentialName) {
+    pub(crate) fn remove(&mut self, batch: &mut Batch, name: &CredentialName) {
         if let Some(owned) = self.owned.remove(name) {
             self.sets.remove(owned.set());
             batch.dirty.remove(name);
@@ -605,20 +545,6 @@ impl World {
                 }
             }
         }
-    }
-
-    fn sleep(&self) -> Duration {
-        let now = self.clock.now();
-        let due = self.owned.values().filter_map(|owned| owned.kept.state.next_due(now)).min();
-        let due = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.since(now).0.max(1)));
-        let retries = self
-            .owned
-            .values()
-            .flat_map(|owned| owned.again.values().chain(owned.store_again.values()).map(|(at, _)| *at));
-        let retry = retries.min().map_or(SLEEP_MAX, |at| {
-            at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
-        });
-        due.min(retry).min(SLEEP_MAX)
     }
 
     // --- after the batch ---
@@ -649,6 +575,7 @@ impl World {
                 owned.forget_origins();
             }
         }
+        self.note_unnamed(&mut batch).await?;
         let commit = self.commit_of(&mut batch)?;
         if !commit.is_empty() {
             self.means.store.commit(commit).await?;
@@ -846,96 +773,6 @@ impl World {
             }
         }
     }
-
-    /// Gives each store target that is free its next task.
-    fn send_stores(&mut self) {
-        let makers = self.makers.clone();
-        let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
-        for name in names {
-            let Some(owned) = self.owned.get_mut(&name) else { continue };
-            for (target, place) in owned.store_places() {
-                let Some((progress, task)) = owned.next_at_store(&target, &place) else { continue };
-                let places = progress.places();
-                let made: Result<BTreeMap<_, _>, backends::SpecError> = places
-                    .map(|(number, place)| Ok((number, makers.store_target(&place.kind, &place.spec)?)))
-                    .collect();
-                let places = match made {
-                    Ok(places) => places,
-                    Err(error) => {
-                        tracing::warn!(credential = %name, %target, %error, "a store target cannot be used");
-                        owned.store_again.insert(target, (Instant::now() + AGAIN_MAX, 0));
-                        continue;
-                    }
-                };
-                owned.at_store.insert(target.clone());
-                let desk = Desk {
-                    installation: self.means.installation.clone(),
-                    store: self.means.store.clone(),
-                    name: name.clone(),
-                    places,
-                    versions: owned
-                        .kept
-                        .state
-                        .versions()
-                        .map(|view| (view.minted_by, view.version))
-                        .collect(),
-                };
-                let (loop_, steps) = (self.means.loop_.clone(), self.means.store.steps().clone());
-                let name = name.clone();
-                tokio::spawn(async move {
-                    let (progress, outcome) = progress.carry_out(&desk, &task).await;
-                    if steps.reached("store target") {
-                        let told = Inside::Store { name, target, progress: Box::new(progress), outcome };
-                        drop(loop_.send(Message::inside(told)).await);
-                    }
-                });
-            }
-        }
-    }
-
-    fn store_ended(
-        &mut self,
-        turn: &mut Turn,
-        batch: &mut Batch,
-        name: &CredentialName,
-        target: &TargetId,
-        progress: StoreProgress,
-        outcome: Result<(), String>,
-    ) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
-        owned.at_store.remove(target);
-        let report = progress.report();
-        owned.kept.stores.insert(target.clone(), progress);
-        // Also after a failure: what was written and found on the way is kept.
-        batch.dirty.insert(name.clone());
-        match outcome {
-            Ok(()) => {
-                owned.store_again.remove(target);
-                self.apply_or_log(turn, batch, name, Event::Connected { target: target.clone() });
-                self.reported(turn, batch, name, target, report);
-                self.pause_store(name, target);
-            }
-            Err(words) => {
-                tracing::warn!(credential = %name, %target, %words, "a store does not answer");
-                let tries = owned.store_again.get(target).map_or(0, |(_, tries)| *tries);
-                let pause = AGAIN_FIRST.saturating_mul(1 << tries.min(10)).min(AGAIN_MAX);
-                owned.store_again.insert(target.clone(), (Instant::now() + pause, tries + 1));
-                if tries == 0 {
-                    self.apply_or_log(turn, batch, name, Event::Disconnected { target: target.clone() });
-                }
-            }
-        }
-    }
-
-    /// What is still wanted after it was done (a refusal, a seal that has to wait) is not done again at once.
-    fn pause_store(&mut self, name: &CredentialName, target: &TargetId) {
-        let Some(owned) = self.owned.get_mut(name) else { return };
-        let refused = owned.kept.stores.get(target).map(StoreProgress::report);
-        let waits = refused.is_some_and(|report| report.refused.is_some() || !report.not_gone.is_empty());
-        if waits {
-            owned.store_again.insert(target.clone(), (Instant::now() + AGAIN_MAX / 6, 0));
-        }
-    }
 }
 
 impl Batch {
@@ -962,54 +799,6 @@ impl Owned {
         known.extend(self.kept.state.versions().map(|view| view.minted_by));
         known
     }
-
-    /// The store targets, each with the path that the resource names, or named before it was edited.
-    fn store_places(&self) -> BTreeMap<TargetId, StorePlace> {
-        let none = self.kept.stores.is_empty() && self.kept.plan.credential.stores.is_empty();
-        if self.equipment.is_none() || none {
-            return BTreeMap::new();
-        }
-        let dropped = self.kept.stores.iter();
-        let dropped =
-            dropped.filter_map(|(target, progress)| Some((target.clone(), progress.place()?.clone())));
-        let mut places: BTreeMap<TargetId, StorePlace> = dropped.collect();
-        places.extend(self.kept.plan.store_places());
-        places
-    }
-
-    /// What is to be done at a store target now, if it is free.
-    fn next_at_store(&self, target: &TargetId, place: &StorePlace) -> Option<(StoreProgress, Task)> {
-        let waits = self.store_again.get(target).is_some_and(|(at, _)| *at > Instant::now());
-        if waits || self.at_store.contains(target) {
-            return None;
-        }
-        let known = self.kept.stores.get(target);
-        let moved = known.is_some_and(|progress| progress.is_news(place));
-        let task = next_task(self.kept.state.outbox(), self.kept.state.epoch(), target);
-        let task = task.or_else(|| moved.then_some(Task::Look))?;
-        let mut progress = known.cloned().unwrap_or_default();
-        progress.settle_at(place);
-        Some((progress, task))
-    }
-}
-
-/// Orders first: what they change is what the question is about.
-fn next_task<'a>(
-    outbox: impl Iterator<Item = &'a Effect>,
-    epoch: lifecycle::Epoch,
-    target: &TargetId,
-) -> Option<Task> {
-    let mut question = None;
-    for effect in outbox {
-        match &effect.kind {
-            EffectKind::Send { target: to, order, value, .. } if to == target => {
-                return Some(Task::Order { order: order.clone(), value: *value });
-            }
-            EffectKind::Ask { target: to, question: asked } if to == target => question = Some(*asked),
-            _ => {}
-        }
-    }
-    question.map(|question| Task::Ask { epoch, question })
 }
 
 /// The stable word, the detail and the event of a verb.

@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use lifecycle::{CredentialName, EffectId};
 use protocol::FileName;
 use resources::Template;
+use store::ValueDigest;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -29,17 +30,27 @@ impl Drop for Watch {
     }
 }
 
+/// What a watch knows of the value that its source brought last: the same one is not told again, also when it was given
+/// up and erased since.
+pub(crate) enum Known {
+    /// There was none.
+    Nothing,
+    /// What tells it apart.
+    Digest(ValueDigest),
+    /// Where it is kept, if it still is.
+    Kept(EffectId),
+}
+
 impl Watch {
-    /// `newest` is where the newest value that is known is stored: the same value is not told again.
     pub(crate) fn start(
         means: Arc<Means>,
         name: CredentialName,
         source: Arc<dyn Source>,
         origin: Origin,
         files: std::collections::BTreeMap<FileName, Template>,
-        newest: Option<EffectId>,
+        known: Known,
     ) -> Self {
-        Self(tokio::spawn(run(Watcher { means, name, origin, files }, source, newest)))
+        Self(tokio::spawn(run(Watcher { means, name, origin, files }, source, known)))
     }
 }
 
@@ -50,8 +61,8 @@ struct Watcher {
     files: std::collections::BTreeMap<FileName, Template>,
 }
 
-async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>) {
-    let mut last = watcher.newest(newest).await;
+async fn run(watcher: Watcher, source: Arc<dyn Source>, known: Known) {
+    let mut last = watcher.last(known).await;
     let mut changes = source.changes();
     // A source tells a value only once. Until it is kept and taken it waits here, whatever fails meanwhile.
     let mut waiting: Option<Waiting> = None;
@@ -61,7 +72,7 @@ async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>
             () = pause(waiting.as_ref()), if waiting.is_some() => {
                 let Some(told) = waiting.as_mut() else { continue };
                 match watcher.tell(told).await {
-                    Told::Taken => last = waiting.take().map(|told| told.snapshot.value),
+                    Told::Taken => last = waiting.take().map(|told| told.digest),
                     Told::Later => told.again = Instant::now() + AGAIN,
                     Told::Nobody => return,
                 }
@@ -74,8 +85,9 @@ async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>
                 if let Some(overtaken) = waiting.take() {
                     watcher.forget(overtaken).await;
                 }
-                if last.as_ref().is_none_or(|last| !last.same_as(&snapshot.value)) {
-                    waiting = Some(Waiting { snapshot, kept: None, again: Instant::now() });
+                let digest = watcher.digest(&snapshot.value).await;
+                if last.as_ref() != Some(&digest) {
+                    waiting = Some(Waiting { snapshot, digest, kept: None, again: Instant::now() });
                 }
             }
             Some(Notice::Available) => watcher.fault(None).await,
@@ -88,6 +100,7 @@ async fn run(watcher: Watcher, source: Arc<dyn Source>, newest: Option<EffectId>
 /// A value on its way to the credential.
 struct Waiting {
     snapshot: Snapshot,
+    digest: ValueDigest,
     /// Where it is stored, once it is.
     kept: Option<EffectId>,
     /// When it is tried, for the first time or again.
@@ -109,15 +122,31 @@ async fn pause(waiting: Option<&Waiting>) {
 }
 
 impl Watcher {
-    /// The newest value that is known. A store that does not answer is asked until it does: what is taken for news would
-    /// become a version.
-    async fn newest(&self, newest: Option<EffectId>) -> Option<SecretValue> {
-        let effect = newest?;
+    async fn last(&self, known: Known) -> Option<ValueDigest> {
+        match known {
+            Known::Nothing => None,
+            Known::Digest(digest) => Some(digest),
+            Known::Kept(effect) => Some(self.digest(&self.kept(effect).await?).await),
+        }
+    }
+
+    /// A store that does not answer is asked until it does: what is taken for news would become a version.
+    async fn kept(&self, effect: EffectId) -> Option<SecretValue> {
         loop {
             match Content::find(&self.means.store, &self.name, effect).await {
                 Ok(kept) => return kept.map(|content| content.value),
                 Err(ContentError::Store(_)) => tokio::time::sleep(AGAIN).await,
                 Err(_) => return None,
+            }
+        }
+    }
+
+    /// The same, of telling a value apart.
+    async fn digest(&self, value: &SecretValue) -> ValueDigest {
+        loop {
+            match self.means.store.value_digest(&self.name, value.expose_encoded().into()).await {
+                Ok(digest) => return digest,
+                Err(_) => tokio::time::sleep(AGAIN).await,
             }
         }
     }
@@ -143,6 +172,7 @@ impl Watcher {
         let told = Inside::Noticed {
             name: self.name.clone(),
             value,
+            digest: waiting.digest.clone(),
             revision: waiting.snapshot.revision,
             origin: self.origin.clone(),
             reply,

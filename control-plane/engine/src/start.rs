@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::origin::{Origin, Origins};
 use crate::road::{Reachable, Road};
 use crate::run::{Batch, RunError, Turn};
-use crate::sources::Watch;
+use crate::sources::{Known, Watch};
 use crate::world::{Host, Kept, Owned, World};
 
 /// How long the directory must be quiet before it is read again: editors write in several steps.
@@ -98,6 +98,7 @@ impl Engine {
             anchor: settings.anchor.clone(),
         };
         let mut world = World::load(&settings, messages.clone(), metrics).await?;
+        world.erase_leftovers().await?;
         let restored = settings.store.restored().await?;
         let directory = settings.resources.clone();
         let resources = read(directory.clone(), Resources::default()).await;
@@ -389,6 +390,7 @@ impl World {
                 plan: plan.clone(),
                 rotated_at: UnixMillis(0),
                 revisions: BTreeMap::new(),
+                brought: None,
                 stores: BTreeMap::new(),
                 measured: BTreeMap::new(),
                 origins: Some(Origins::default()),
@@ -458,9 +460,12 @@ impl World {
         };
         if owned.watch.is_none() && !owned.kept.state.is_deleted() {
             let files = owned.kept.plan.credential.files.clone();
-            let newest = owned.newest_value();
+            let known = match &owned.kept.brought {
+                Some(brought) => Known::Digest(brought.clone()),
+                None => owned.newest_value().map_or(Known::Nothing, Known::Kept),
+            };
             let origin = Origin::of(&owned.kept.plan);
-            owned.watch = Some(Watch::start(means, name.clone(), source, origin, files, newest));
+            owned.watch = Some(Watch::start(means, name.clone(), source, origin, files, known));
         }
     }
 }

@@ -11,7 +11,7 @@ use protocol::report::{self, Notice};
 use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
 use resources::Resources;
 use serde::{Deserialize, Serialize};
-use store::{HostProgress, HostRow, HostStatus};
+use store::{HostProgress, HostRow, HostStatus, ValueDigest};
 
 use crate::catalogue::{Brings, Equipment, Makers, Plan};
 use crate::clock::Clock;
@@ -52,6 +52,9 @@ pub(crate) struct Kept {
     /// Of values that a source brought: the store's number.
     #[serde(default)]
     pub(crate) revisions: BTreeMap<EffectId, u64>,
+    /// The value that a source brought last, whatever became of it.
+    #[serde(default)]
+    pub(crate) brought: Option<ValueDigest>,
     #[serde(default)]
     pub(crate) stores: BTreeMap<TargetId, StoreProgress>,
     #[serde(default)]
@@ -65,6 +68,8 @@ pub(crate) struct Kept {
 pub(crate) struct Owned {
     pub(crate) kept: Kept,
     pub(crate) revision: u64,
+    /// The values that the committed state names.
+    pub(crate) named: BTreeSet<EffectId>,
     /// None when its backend cannot be made: nothing is minted or revoked then, and it is still served.
     pub(crate) equipment: Option<Equipment>,
     /// Made when something of an earlier place is asked for first.
@@ -126,6 +131,7 @@ impl Owned {
             }
         }
         Self {
+            named: kept.state.values(),
             kept,
             revision,
             equipment: None,
@@ -229,7 +235,7 @@ impl Owned {
         retired.map(|view| view.target).find(|target| places.contains_key(target))
     }
 
-    /// Where the newest value that is known lies.
+    /// Where the newest value that is known lies, for what was kept before it was noted what a source brought.
     pub(crate) fn newest_value(&self) -> Option<EffectId> {
         self.kept.state.versions().last().map(|view| view.minted_by)
     }

@@ -421,6 +421,139 @@ async fn a_value_that_changes_outside_is_noticed_and_distributed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_was_given_up_is_rolled_out_again_by_no_restart_and_no_edit() {
+    use protocol::api::view::VersionPhase::Erased;
+    let stage = Stage::new(2).await;
+    let outside = stage.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("password"), "first").unwrap();
+    let resource = SOURCED.replace("PATH", outside.to_str().unwrap());
+    std::fs::write(stage.resources().join("orders.yaml"), &resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first value is active", async |h| settled(h, 1).await).await;
+    let refuse = |refuses: bool| {
+        for host in stage.road.hosts.values() {
+            host.lock().unwrap().refuses_anything_new = refuses;
+        }
+    };
+    refuse(true);
+    std::fs::write(outside.join("password"), "second").unwrap();
+    until(&handle, 20, "the second value is halted", async |h| {
+        h.credential(&name()).await.unwrap().summary.phase == CredentialPhase::Halted
+    })
+    .await;
+    handle.abort("operator:alice", &name(), "the application cannot use it").await.unwrap();
+    until(&handle, 20, "the second value is erased", async |h| {
+        let versions = h.credential(&name()).await.unwrap().versions;
+        versions.iter().any(|v| v.version == Version::new(1, 2) && v.phase == Erased)
+    })
+    .await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "nothing is starting", async |h| !h.status().await.unwrap().starting).await;
+    std::fs::write(stage.resources().join("orders.yaml"), resource.replace("grace: 0s", "grace: 1ms"))
+        .unwrap();
+    until(&handle, 40, "the edit was taken", async |h| {
+        let rows = h.audit(0, 1000, None).await.unwrap().entries;
+        rows.iter().any(|row| row.action == "changed")
+    })
+    .await;
+    refuse(false);
+    std::fs::write(outside.join("password"), "third").unwrap();
+    until(&handle, 30, "the third value is everywhere", async |h| {
+        let view = h.credential(&name()).await.unwrap();
+        view.rollout.is_none()
+            && stage.road.hosts.values().all(|h| h.lock().unwrap().password().as_deref() == Some("third"))
+    })
+    .await;
+    let view = handle.credential(&name()).await.unwrap();
+    assert_eq!(view.summary.current, Some(Version::new(1, 3)), "the second came once: {view:#?}");
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_a_death_left_behind_is_erased_at_the_next_start() {
+    let stage = Stage::new(1).await;
+    let steps = Steps::default();
+    let engine = stage.start(steps.clone()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    steps.fail_next("erase a value");
+    rotate(&handle).await;
+    until(&handle, 20, "it ends where it cannot erase", async |h| h.status().await.is_err()).await;
+    drop(handle);
+    stage.kill(engine).await;
+    assert_eq!(stage.kept_values().len(), 2);
+
+    let engine = stage.start(Steps::default()).await;
+    assert_eq!(stage.kept_values().len(), 1);
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_is_erased_also_where_the_mint_of_the_next_one_ended_it() {
+    let stage = Stage::new(1).await;
+    stage.server.lock().unwrap().holds_one = true;
+    let resource = CREDENTIAL.replace("  policy:\n", "  policy:\n    interruption: allow\n");
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    rotate(&handle).await;
+    until(&handle, 20, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    until(&handle, 10, "one value is kept", async |_| stage.kept_values().len() == 1).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_a_newer_one_overtook_before_its_turn_is_erased() {
+    let stage = Stage::new(1).await;
+    let outside = stage.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let bring = |value: &str| std::fs::write(outside.join("password"), value).unwrap();
+    bring("first");
+    let resource = SOURCED.replace("PATH", outside.to_str().unwrap()).replace("[h0, h1]", "[h0]");
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first value is active", async |h| settled(h, 1).await).await;
+    stage.host(0).lock().unwrap().refuses_anything_new = true;
+    bring("second");
+    until(&handle, 20, "the second value is halted", async |h| {
+        h.credential(&name()).await.unwrap().summary.phase == CredentialPhase::Halted
+    })
+    .await;
+    bring("third");
+    until(&handle, 20, "the third value waits", async |h| {
+        h.credential(&name()).await.unwrap().pending_wish.is_some()
+    })
+    .await;
+    let waiting = stage.kept_values();
+    assert_eq!(waiting.len(), 3);
+    bring("fourth");
+    until(&handle, 20, "the fourth value waits in its stead", async |_| {
+        let kept = stage.kept_values();
+        kept != waiting && kept.len() == 3
+    })
+    .await;
+    stage.host(0).lock().unwrap().refuses_anything_new = false;
+    handle.abort("operator:alice", &name(), "not that one").await.unwrap();
+    until(&handle, 20, "the fourth value is active", async |h| {
+        let password = stage.host(0).lock().unwrap().password();
+        password.as_deref() == Some("fourth") && h.credential(&name()).await.unwrap().rollout.is_none()
+    })
+    .await;
+    until(&handle, 10, "one value is kept", async |_| stage.kept_values().len() == 1).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
     let stage = Stage::new(2).await;
     let outside = stage.directory.path().join("outside");

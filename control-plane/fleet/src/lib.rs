@@ -64,6 +64,18 @@ pub enum PushError {
         /// Why not.
         error: Arc<DialError>,
     },
+    /// So many pushes were under way that this one did not begin.
+    #[error(
+        "no push to host {host} at {address} began within {deadline_ms} ms: too many others are under way"
+    )]
+    NoTurn {
+        /// Who.
+        host: HostId,
+        /// Where.
+        address: String,
+        /// How long it waited.
+        deadline_ms: u64,
+    },
     /// The host did not answer in time. It may have taken the orders all the same.
     #[error("host {host} at {address} did not answer within {deadline_ms} ms")]
     Deadline {
@@ -125,6 +137,7 @@ impl PushError {
         match self {
             Self::TooLarge { .. } => "too_large",
             Self::Unreachable { .. } => "unreachable",
+            Self::NoTurn { .. } => "no_turn",
             Self::Deadline { .. } => "deadline",
             Self::Lost { .. } => "lost",
             Self::Busy { .. } => "busy",
@@ -208,15 +221,20 @@ impl Fleet {
         }
         let link = self.link(host);
         let deadline_ms = self.0.settings.push_ms_max;
+        let deadline = Duration::from_millis(deadline_ms);
+        // Closed never: the semaphore lives as long as the fleet.
+        let Ok(_permit) = tokio::time::timeout(deadline, self.0.pushes.acquire()).await else {
+            // Nothing was asked of this host, so nothing is known against its connection.
+            let HostAddress { host, address, .. } = host.clone();
+            return Err(PushError::NoTurn { host, address, deadline_ms });
+        };
         let attempt = async {
-            // Closed never: the semaphore lives as long as the fleet.
-            let _permit = self.0.pushes.acquire().await;
             match exchange(&link, body.clone()).await {
                 Err(PushError::Lost { .. }) => exchange(&link, body).await,
                 answer => answer,
             }
         };
-        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(deadline_ms), attempt).await {
+        if let Ok(answer) = tokio::time::timeout(deadline, attempt).await {
             return answer;
         }
         // A connection that swallows a push is not to be trusted with the next.

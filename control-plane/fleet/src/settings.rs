@@ -9,7 +9,7 @@ pub struct Settings {
     pub pushes_at_once_max: usize,
     /// From the name's resolution to the end of the handshake.
     pub dial_ms_max: u64,
-    /// The whole of one push: waiting for its turn and its connection, and for the answer.
+    /// How long a push waits for its turn, and then as long again for its connection and the answer.
     pub push_ms_max: u64,
     /// The pause after the first failed dial; it doubles.
     pub backoff_first_ms: u64,

@@ -463,6 +463,44 @@ async fn a_connection_that_swallowed_a_push_is_not_used_again() {
 }
 
 #[tokio::test]
+async fn a_push_that_never_had_its_turn_says_nothing_against_its_connection() {
+    let installation = Installation::new();
+    let (good, hanging) =
+        (Host::start(&installation, Manner::Good).await, Host::start(&installation, Manner::Silent).await);
+    let proxy = Proxy::start(good.address).await;
+    let (fleet, mut notices) =
+        installation.fleet(Settings { pushes_at_once_max: 1, push_ms_max: 400, ..settings() });
+    let address = good.at(proxy.address);
+    fleet.keep(&address);
+    notice(&mut notices, good.id, reachable).await;
+    let since = |fleet: &Fleet| match fleet.reachability(&good.id) {
+        Some(Reachability::Reachable { since }) => since,
+        other => panic!("{other:?}"),
+    };
+    let opened = since(&fleet);
+    let push = |host: &Host, address: &HostAddress| {
+        let (fleet, address, order) = (fleet.clone(), address.clone(), installation.order(host.id));
+        tokio::spawn(async move { fleet.push(&address, &[order]).await })
+    };
+    let first = push(&hanging, &hanging.address());
+    soon("the only turn is taken", async {
+        while hanging.pushes() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Tasks of one thread queue in the order of their making: the next turn hangs too.
+    let (second, waiting) = (push(&hanging, &hanging.address()), push(&good, &address));
+    assert_eq!(first.await.unwrap().unwrap_err().code(), "deadline");
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(!error.may_have_arrived() && error.code() == "no_turn", "{error}");
+    assert_eq!(second.await.unwrap().unwrap_err().code(), "deadline");
+    push(&good, &address).await.unwrap().unwrap();
+    assert_eq!(since(&fleet), opened, "its connection was dropped");
+    assert_eq!(proxy.accepted.load(Ordering::SeqCst), 1, "one connection all the while");
+}
+
+#[tokio::test]
 async fn a_changed_address_replaces_the_old_one() {
     let installation = Installation::new();
     let mut host = Host::start(&installation, Manner::Good).await;

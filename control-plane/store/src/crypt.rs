@@ -13,6 +13,8 @@ pub(crate) struct Crypt {
     audit: hmac::Key,
     /// Signs the records that decide who may do what, and where the audit log ends.
     records: hmac::Key,
+    /// Tells values apart that are not kept.
+    values: hmac::Key,
 }
 
 /// A record does not decrypt.
@@ -26,7 +28,17 @@ impl Crypt {
             data: RandomizedNonceKey::new(&AES_256_GCM, data_key).ok()?,
             audit: derived(b"eso audit chain v1"),
             records: derived(b"eso records v1"),
+            values: derived(b"eso value digest v1"),
         })
+    }
+
+    /// The same for the same value of the same thing; says nothing of the value to who has no key.
+    pub(crate) fn digest(&self, aad: &str, plain: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.values);
+        context.update(&(aad.len() as u64).to_be_bytes());
+        context.update(aad.as_bytes());
+        context.update(plain);
+        context.sign().as_ref().to_vec()
     }
 
     /// Nonce, then ciphertext with its tag.

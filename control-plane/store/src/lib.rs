@@ -34,7 +34,7 @@ pub use open::{OpenError, restore};
 pub use operators::{Operator, OperatorProof};
 pub use steps::Steps;
 pub use tokens::{NewToken, TokenRow};
-pub use values::Value;
+pub use values::{Value, ValueDigest};
 
 /// How many transactions may wait for the writer before senders wait too.
 const QUEUE_MAX: usize = 1024;

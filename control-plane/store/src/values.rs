@@ -3,6 +3,7 @@
 
 use lifecycle::{CredentialName, EffectId};
 use rusqlite::{OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::{Database, Failure, Store, StoreError};
@@ -33,6 +34,12 @@ impl std::fmt::Debug for Value {
         f.write_str("Value(..)")
     }
 }
+
+/// Tells a value from another one when neither is kept any more. Made under a key that lies encrypted in the database,
+/// so that it helps nobody to guess the value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ValueDigest(String);
 
 impl Store {
     /// Encrypts and keeps a value. Durable when this returns. An existing one is an error.
@@ -74,6 +81,20 @@ impl Store {
         .await
     }
 
+    /// What tells this value of this credential from every other one. Keeps nothing.
+    pub async fn value_digest(
+        &self,
+        credential: &CredentialName,
+        value: Value,
+    ) -> Result<ValueDigest, StoreError> {
+        let credential = credential.clone();
+        self.run("digest a value", move |database| {
+            let aad = format!("eso value digest v1|{}|{credential}", database.installation);
+            Ok(ValueDigest(hex::encode(database.crypt.digest(&aad, value.expose()))))
+        })
+        .await
+    }
+
     /// Whether a value is kept, without reading it.
     pub async fn has_value(&self, credential: &CredentialName, effect: EffectId) -> Result<bool, StoreError> {
         let credential = credential.clone();
@@ -99,6 +120,25 @@ impl Store {
                 let text = row?;
                 let parsed = u128::from_str_radix(&text, 16).map(EffectId);
                 parsed.map_err(|_| StoreError::Altered(format!("the value {text:?}")).into())
+            })
+            .collect()
+        })
+        .await
+    }
+
+    /// Everything that is kept: of which credential, under which effect.
+    pub async fn values(&self) -> Result<Vec<(CredentialName, EffectId)>, StoreError> {
+        self.run("list all values", |database| {
+            let mut rows = database
+                .connection
+                .prepare_cached("SELECT credential, effect FROM secret_values ORDER BY credential, effect")?;
+            let rows = rows.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;
+            rows.map(|row| {
+                let (name, effect) = row?;
+                let parsed = CredentialName::new(&*name).ok().zip(u128::from_str_radix(&effect, 16).ok());
+                let (name, effect) =
+                    parsed.ok_or_else(|| StoreError::Altered(format!("the value {effect:?} of {name:?}")))?;
+                Ok((name, EffectId(effect)))
             })
             .collect()
         })

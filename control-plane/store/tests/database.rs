@@ -192,9 +192,25 @@ async fn no_value_is_written_in_the_clear_or_overwritten() {
         let bytes = std::fs::read(file.unwrap().path()).unwrap();
         assert!(!bytes.windows(secret.len()).any(|window| window == secret));
     }
+    assert_eq!(store.values().await.unwrap(), [(name(), EffectId(1))]);
     store.erase_value(&name(), EffectId(1)).await.unwrap();
     store.erase_value(&name(), EffectId(1)).await.unwrap();
+    assert!(store.values().await.unwrap().is_empty());
     assert!(store.value(&name(), EffectId(1)).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_digest_tells_values_apart_also_after_a_restart_and_says_nothing_of_another_credential() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path()).await;
+    let value = |text: &str| Value::new(text.as_bytes().to_vec());
+    let one = store.value_digest(&name(), value("one")).await.unwrap();
+    assert_ne!(store.value_digest(&name(), value("two")).await.unwrap(), one);
+    let other = CredentialName::new("other").unwrap();
+    assert_ne!(store.value_digest(&other, value("one")).await.unwrap(), one);
+    drop(store);
+    let store = reopened(directory.path()).await.unwrap();
+    assert_eq!(store.value_digest(&name(), value("one")).await.unwrap(), one);
 }
 
 #[tokio::test]

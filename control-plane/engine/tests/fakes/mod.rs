@@ -37,6 +37,8 @@ pub struct Server {
     pub fail_once: bool,
     /// The store was reverted, so it may ask for what it no longer knows that it has.
     pub reverted: bool,
+    /// It holds one version only.
+    pub holds_one: bool,
     /// The password of a role that was there before us.
     pub existing: Option<String>,
     /// Where each version was asked about: the server's name, and the effect that minted it.
@@ -69,7 +71,7 @@ impl FakeGenerator {
 
 impl Generator for FakeGenerator {
     fn overlap(&self) -> Overlap {
-        Overlap::Versions
+        if self.0.lock().unwrap().holds_one { Overlap::None } else { Overlap::Versions }
     }
 
     fn authority(&self) -> Authority {
@@ -854,6 +856,13 @@ impl Stage {
         while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// The effects under which the database keeps values, also while the engine runs.
+    pub fn kept_values(&self) -> BTreeSet<String> {
+        let database = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
+        let mut rows = database.prepare("SELECT effect FROM secret_values").unwrap();
+        rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
     /// Copies the database, also while the engine runs.
