@@ -302,6 +302,10 @@ impl World {
             batch.forget.push((name.clone(), effect));
             return Err(error);
         }
+        if let Some(owned) = self.owned.get_mut(name) {
+            // Its first life begins here: the schedule counts from now.
+            owned.kept.rotated_at = UnixMillis::now();
+        }
         batch.audit.push(entry(actor, "import", &format!("credential/{name}"), ""));
         Ok(Version::new(self.epoch.counter, 0))
     }

@@ -573,7 +573,7 @@ async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_otherwise() {
     let stage = Stage::new(2).await;
-    let resource = CREDENTIAL.replace("  targets:", "  first: import\n  targets:");
+    let resource = CREDENTIAL.replace("  targets:", "  first: import\n  schedule: {every: 24h}\n  targets:");
     std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
     let engine = stage.start(Steps::default()).await;
     let handle = engine.handle().clone();
@@ -585,6 +585,8 @@ async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_other
     let value = stage.existing_role("imported", "old-password");
     let imported = handle.import("operator:alice", &name(), value).await.unwrap();
     assert_eq!(imported.version, zero);
+    let next = handle.credentials().await.unwrap()[0].next_rotation_at;
+    assert!(next > Some(protocol::UnixMillis::now()), "its schedule begins with the import: {next:?}");
     rotate(&handle).await;
     until(&handle, 30, "a new version is everywhere, and version 0 is held", async |h| {
         let why = h.why(&name(), zero).await.unwrap();
