@@ -625,6 +625,10 @@ impl World {
         let mut turn = Turn { now: self.clock.now() };
         let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
         for name in names {
+            if let Some(owned) = self.owned.get_mut(&name) {
+                // The new question is worth an immediate try.
+                owned.store_again.clear();
+            }
             let event = Event::Started { epoch: self.epoch, restored: true };
             self.apply_or_log(&mut turn, batch, &name, event);
             self.tell_connected(&mut turn, batch, &name);

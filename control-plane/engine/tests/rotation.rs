@@ -961,6 +961,43 @@ async fn a_store_target_that_was_taken_away_is_excused_or_retired_by_its_name() 
     stage.kill(engine).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_does_not_answer_holds_up_no_new_epoch() {
+    let stage = Stage::new(1).await;
+    let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
+    let credential =
+        CREDENTIAL.replace("    hosts:\n", "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n");
+    std::fs::write(stage.resources().join("orders.yaml"), format!("{target}{credential}")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let copy = stage.directory.path().join("copy.db");
+    stage.backup(&copy);
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active", async |h| settled(h, 2).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    stage.revert(&copy).await;
+    stage.shelf.take_away();
+    let host = stage.host(0);
+    host.lock().unwrap().frozen = true;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the store was asked in vain", async |_| stage.shelf.asked_in_vain() >= 2).await;
+    host.lock().unwrap().frozen = false;
+    let frame = host.lock().unwrap().signed_report();
+    let id = host.lock().unwrap().id;
+    handle.report(frame, id).await.unwrap();
+    until(&handle, 20, "the new epoch runs without it", async |h| {
+        let status = h.status().await.unwrap();
+        status.epoch.counter == 2 && !status.starting
+    })
+    .await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
 /// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
 /// again. How many steps there were.
 async fn reverted_to(at: u64) -> u64 {

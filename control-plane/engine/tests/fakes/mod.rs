@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -189,7 +190,7 @@ pub struct FakeMakers(pub FakeGenerator, pub Shelf, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<std::sync::atomic::AtomicBool>);
+pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<AtomicBool>, Arc<AtomicU32>);
 
 /// None once it was destroyed.
 type Revision = Option<(SecretValue, Mark)>;
@@ -202,12 +203,20 @@ impl Shelf {
 
     /// It answers nothing any more.
     pub fn take_away(&self) {
-        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.1.store(true, Ordering::SeqCst);
+    }
+
+    /// How often it was asked in vain.
+    pub fn asked_in_vain(&self) -> u32 {
+        self.2.load(Ordering::SeqCst)
     }
 
     fn answers(&self) -> Result<(), Failure> {
-        let away = self.1.load(std::sync::atomic::Ordering::SeqCst);
-        if away { Err(Failure::retry("it does not answer")) } else { Ok(()) }
+        if !self.1.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.2.fetch_add(1, Ordering::SeqCst);
+        Err(Failure::retry("it does not answer"))
     }
 
     /// The passwords of all revisions that can still be read.
