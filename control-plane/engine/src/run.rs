@@ -537,6 +537,8 @@ impl World {
             self.sets.remove(owned.set());
             batch.dirty.remove(name);
             batch.removed.insert(name.clone());
+            // What was refused because of it may be taken now.
+            self.reread.notify_one();
             batch.audit.push(entry(
                 ENGINE,
                 "removed",

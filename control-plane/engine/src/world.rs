@@ -12,6 +12,7 @@ use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
 use resources::Resources;
 use serde::{Deserialize, Serialize};
 use store::{HostProgress, HostRow, HostStatus, ValueDigest};
+use tokio::sync::Notify;
 
 use crate::catalogue::{Brings, Equipment, Makers, Plan};
 use crate::clock::Clock;
@@ -32,6 +33,8 @@ pub(crate) struct World {
     pub(crate) sets: BTreeMap<SetName, CredentialName>,
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) resources: Resources,
+    /// Asks for the resources once more, also where they did not change.
+    pub(crate) reread: Arc<Notify>,
     pub(crate) makers: Arc<dyn Makers>,
     pub(crate) means: Arc<Means>,
     pub(crate) post: Arc<Post>,

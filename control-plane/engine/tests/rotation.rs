@@ -998,6 +998,36 @@ async fn a_store_that_does_not_answer_holds_up_no_new_epoch() {
     stage.kill(engine).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_that_came_back_during_the_deletion_is_taken_once_that_has_ended() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let file = stage.resources().join("orders.yaml");
+    std::fs::remove_file(&file).unwrap();
+    until(&handle, 40, "it is orphaned", async |h| {
+        h.credentials().await.unwrap()[0].phase == CredentialPhase::Orphaned
+    })
+    .await;
+    handle.delete("operator:alice", &name(), "by mistake").await.unwrap();
+    std::fs::write(&file, CREDENTIAL).unwrap();
+    until(&handle, 40, "it has to wait", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.message.contains("is being withdrawn"))
+    })
+    .await;
+    stage.host(0).lock().unwrap().stop_application();
+    until(&handle, 40, "it is back", async |h| {
+        let all = h.credentials().await.unwrap();
+        matches!(&all[..], [one] if one.phase == CredentialPhase::Active)
+            && h.status().await.unwrap().resource_faults.is_empty()
+    })
+    .await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
 /// Takes a copy of the database at step `at`, goes on to the end of a rotation, puts the copy back, and goes on
 /// again. How many steps there were.
 async fn reverted_to(at: u64) -> u64 {
