@@ -31,6 +31,8 @@ pub(crate) struct Batch {
     pub(crate) hosts: BTreeSet<HostId>,
     pub(crate) audit: Vec<Audit>,
     pub(crate) removed: BTreeSet<CredentialName>,
+    /// Credentials whose orders go to a lane that was made anew.
+    pub(crate) resent: BTreeSet<CredentialName>,
     pub(crate) effects: Vec<(CredentialName, Effect)>,
     /// Values that are no longer needed once this is committed.
     pub(crate) forget: Vec<(CredentialName, EffectId)>,
@@ -445,8 +447,11 @@ impl World {
             }
             None => drop(self.hosts.insert(id, fresh)),
         }
-        if let Some(host) = self.hosts.get_mut(&id) {
-            host.open_lane(&self.post);
+        if let Some(host) = self.hosts.get_mut(&id)
+            && host.open_lane(&self.post)
+        {
+            let target = host.target.clone();
+            batch.resent.extend(self.credentials_on(&target));
         }
         let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
         for name in names {
@@ -599,7 +604,7 @@ impl World {
         for (name, effect) in std::mem::take(&mut batch.effects) {
             self.execute(&name, effect);
         }
-        for name in &batch.dirty {
+        for name in batch.dirty.union(&batch.resent) {
             self.send(name);
         }
         self.send_stores();

@@ -999,6 +999,27 @@ async fn a_store_that_does_not_answer_holds_up_no_new_epoch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_moved_gets_what_was_on_its_way_to_the_old_address() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    host.lock().unwrap().loses_pushes = true;
+    rotate(&handle).await;
+    until(&handle, 20, "the second is on its way", async |h| {
+        use protocol::api::view::RolloutPhase::Staging;
+        h.rollout(&name()).await.unwrap().is_some_and(|rollout| rollout.phase == Staging)
+    })
+    .await;
+    stage.move_host(&handle, id, "127.0.0.1:2").await;
+    host.lock().unwrap().loses_pushes = false;
+    until(&handle, 20, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resource_that_came_back_during_the_deletion_is_taken_once_that_has_ended() {
     let stage = Stage::new(1).await;
     let engine = stage.start(Steps::default()).await;

@@ -326,6 +326,8 @@ pub struct FakeHost {
     pub frozen: bool,
     /// While set, nothing reaches it, and it reports all the same.
     pub deaf: bool,
+    /// While set, pushes to it are lost although it can be reached.
+    pub loses_pushes: bool,
     server: Arc<Mutex<Server>>,
 }
 
@@ -361,6 +363,7 @@ impl FakeHost {
             unacknowledged: None,
             frozen: false,
             deaf: false,
+            loses_pushes: false,
             server,
         }
     }
@@ -708,7 +711,7 @@ impl Road for FakeRoad {
                 return Err(lost());
             }
             let mut host = self.hosts[&address.host].lock().unwrap();
-            if host.frozen || host.deaf {
+            if host.frozen || host.deaf || host.loses_pushes {
                 return Err(lost());
             }
             let report = host.take(&frames);
@@ -865,6 +868,15 @@ impl Stage {
         while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Gives a host another address in a running engine's database.
+    pub async fn move_host(&self, engine: &Handle, host: HostId, address: &str) {
+        let database = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
+        let moved =
+            database.execute("UPDATE hosts SET address = ?1 WHERE id = ?2", [address, &host.to_string()]);
+        assert_eq!(moved.unwrap(), 1);
+        engine.host_changed(host).await.unwrap();
     }
 
     /// The effects under which the database keeps values, also while the engine runs.
