@@ -31,6 +31,8 @@ pub(crate) struct Batch {
     pub(crate) hosts: BTreeSet<HostId>,
     pub(crate) audit: Vec<Audit>,
     pub(crate) removed: BTreeSet<CredentialName>,
+    /// Credentials whose orders go to a lane that was made anew.
+    pub(crate) resent: BTreeSet<CredentialName>,
     pub(crate) effects: Vec<(CredentialName, Effect)>,
     /// Values that are no longer needed once this is committed.
     pub(crate) forget: Vec<(CredentialName, EffectId)>,
@@ -302,6 +304,10 @@ impl World {
             batch.forget.push((name.clone(), effect));
             return Err(error);
         }
+        if let Some(owned) = self.owned.get_mut(name) {
+            // Its first life begins here: the schedule counts from now.
+            owned.kept.rotated_at = UnixMillis::now();
+        }
         batch.audit.push(entry(actor, "import", &format!("credential/{name}"), ""));
         Ok(Version::new(self.epoch.counter, 0))
     }
@@ -441,8 +447,11 @@ impl World {
             }
             None => drop(self.hosts.insert(id, fresh)),
         }
-        if let Some(host) = self.hosts.get_mut(&id) {
-            host.open_lane(&self.post);
+        if let Some(host) = self.hosts.get_mut(&id)
+            && host.open_lane(&self.post)
+        {
+            let target = host.target.clone();
+            batch.resent.extend(self.credentials_on(&target));
         }
         let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
         for name in names {
@@ -533,6 +542,8 @@ impl World {
             self.sets.remove(owned.set());
             batch.dirty.remove(name);
             batch.removed.insert(name.clone());
+            // What was refused because of it may be taken now.
+            self.reread.notify_one();
             batch.audit.push(entry(
                 ENGINE,
                 "removed",
@@ -593,7 +604,7 @@ impl World {
         for (name, effect) in std::mem::take(&mut batch.effects) {
             self.execute(&name, effect);
         }
-        for name in &batch.dirty {
+        for name in batch.dirty.union(&batch.resent) {
             self.send(name);
         }
         self.send_stores();
@@ -621,6 +632,10 @@ impl World {
         let mut turn = Turn { now: self.clock.now() };
         let names: Vec<CredentialName> = self.owned.keys().cloned().collect();
         for name in names {
+            if let Some(owned) = self.owned.get_mut(&name) {
+                // The new question is worth an immediate try.
+                owned.store_again.clear();
+            }
             let event = Event::Started { epoch: self.epoch, restored: true };
             self.apply_or_log(&mut turn, batch, &name, event);
             self.tell_connected(&mut turn, batch, &name);

@@ -12,7 +12,7 @@ use protocol::key::InvalidKey;
 use protocol::{InstallationId, SigningKey, TrustAnchor, UnixMillis, VerifyingKey};
 use resources::Resources;
 use store::{HostStatus, Store, StoreError};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::audit::{ENGINE, entry};
 use crate::catalogue::{Makers, Plan, store_target_id};
@@ -107,9 +107,10 @@ impl Engine {
         if restored {
             settings.store.restore_noted().await?;
         }
+        let reread = world.reread.clone();
         let helpers = vec![
             tokio::spawn(pass_on(settings.reachable, messages.clone())),
-            tokio::spawn(watch_resources(directory, resources, messages.clone())),
+            tokio::spawn(watch_resources(directory, resources, reread, messages.clone())),
             tokio::spawn(verify_audit(settings.store, messages)),
         ];
         let task = tokio::spawn(crate::run::run(world, inbox, tell, Batch::default()));
@@ -166,18 +167,25 @@ async fn verify_audit(store: Store, messages: mpsc::Sender<Message>) {
 }
 
 /// Reads the directory again whenever something in it changed, and now and then.
-async fn watch_resources(directory: PathBuf, mut before: Resources, messages: mpsc::Sender<Message>) {
+async fn watch_resources(
+    directory: PathBuf,
+    mut before: Resources,
+    reread: Arc<Notify>,
+    messages: mpsc::Sender<Message>,
+) {
     let (tell, mut told) = mpsc::channel::<()>(1);
     let watcher = watcher(&directory, tell);
     loop {
+        let mut asked = false;
         tokio::select! {
             _ = told.recv(), if watcher.is_some() => {
                 while tokio::time::timeout(QUIET, told.recv()).await.is_ok_and(|told| told.is_some()) {}
             }
+            () = reread.notified() => asked = true,
             () = tokio::time::sleep(REREAD) => {}
         }
         let now = read(directory.clone(), before.clone()).await;
-        if now.same_as(&before) {
+        if !asked && now.same_as(&before) {
             continue;
         }
         before = now.clone();
@@ -232,6 +240,7 @@ impl World {
             sets: BTreeMap::new(),
             hosts: BTreeMap::new(),
             resources: Resources::default(),
+            reread: Arc::new(Notify::new()),
             makers: settings.makers.clone(),
             means,
             post,

@@ -86,9 +86,8 @@ impl World {
                 tracing::warn!(credential = %name, %target, %words, "a store does not answer");
                 let tries = owned.store_again.get(target).map_or(0, |(_, tries)| *tries);
                 owned.store_again.insert(target.clone(), (Instant::now() + pause(tries), tries + 1));
-                if tries == 0 {
-                    self.apply_or_log(turn, batch, name, Event::Disconnected { target: target.clone() });
-                }
+                // Each time: a new epoch takes it for connected until somebody says otherwise.
+                self.apply_or_log(turn, batch, name, Event::Disconnected { target: target.clone() });
             }
         }
     }

@@ -40,23 +40,21 @@ impl World {
     }
 
     fn rotate_by_schedule(&mut self, turn: &mut Turn, batch: &mut Batch, name: &CredentialName) {
-        let Some(owned) = self.owned.get(name) else { return };
-        let (state, credential) = (&owned.kept.state, &owned.kept.plan.credential);
-        let generates = matches!(credential.backing, Backing::Generator(_)) && owned.equipment.is_some();
+        let now = UnixMillis::now();
+        let Some(owned) = self.owned.get_mut(name) else { return };
+        if owned.was_ahead(now) {
+            batch.dirty.insert(name.clone());
+        }
+        let state = &owned.kept.state;
+        let generates =
+            matches!(owned.kept.plan.credential.backing, Backing::Generator(_)) && owned.equipment.is_some();
         if !generates || state.is_orphaned() || state.is_deleted() || state.has_wish() {
             return;
         }
         if state.rollout().is_some() || state.stuck().is_some() {
             return;
         }
-        let empty = state.versions().next().is_none();
-        let now = UnixMillis::now();
-        let due = match (empty, credential.first, credential.every) {
-            (true, First::Mint, _) => true,
-            (true, First::Import, _) | (false, _, None) => false,
-            (false, _, Some(every)) => now.ms_since(owned.kept.rotated_at) >= every.0,
-        };
-        if due {
+        if owned.is_due(now) {
             let reason = RotateReason::Schedule;
             self.apply_or_log(turn, batch, name, Event::Rotate(Rotate { reason }));
             if let Some(owned) = self.owned.get_mut(name) {
@@ -95,6 +93,27 @@ impl World {
 }
 
 impl Owned {
+    /// A wall clock that was ahead when the last rotation began, and was put back since: the schedule counts from now,
+    /// and does not wait until that time comes again.
+    fn was_ahead(&mut self, now: UnixMillis) -> bool {
+        let ahead = now < self.kept.rotated_at;
+        if ahead {
+            self.kept.rotated_at = now;
+        }
+        ahead
+    }
+
+    /// Whether its schedule wants a new version.
+    fn is_due(&self, now: UnixMillis) -> bool {
+        let credential = &self.kept.plan.credential;
+        let empty = self.kept.state.versions().next().is_none();
+        match (empty, credential.first, credential.every) {
+            (true, First::Mint, _) => true,
+            (true, First::Import, _) | (false, _, None) => false,
+            (false, _, Some(every)) => now.ms_since(self.kept.rotated_at) >= every.0,
+        }
+    }
+
     /// When something is to be tried again. What is under way, or not wanted any more, is waited for by nobody: its
     /// time may have passed long ago, and the loop would never sleep.
     fn next_retry(&self) -> Option<Instant> {
@@ -165,6 +184,19 @@ spec:
 
     fn apply(owned: &mut Owned, event: Event) -> Vec<Effect> {
         owned.kept.state.apply(Input { now: Millis(1), fresh: EffectId(100) }, event).unwrap()
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_and_is_put_back_stops_no_schedule() {
+        const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+        let mut owned = owned();
+        let now = UnixMillis(100 * DAY_MS);
+        assert!(owned.is_due(now), "it has no version");
+        apply(&mut owned, Event::Imported { value: EffectId(1) });
+        owned.kept.rotated_at = now.plus_ms(3650 * DAY_MS);
+        assert!(owned.was_ahead(now) && !owned.was_ahead(now));
+        assert!(!owned.is_due(now.plus_ms(DAY_MS - 1)));
+        assert!(owned.is_due(now.plus_ms(DAY_MS)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
 use resources::Resources;
 use serde::{Deserialize, Serialize};
 use store::{HostProgress, HostRow, HostStatus, ValueDigest};
+use tokio::sync::Notify;
 
 use crate::catalogue::{Brings, Equipment, Makers, Plan};
 use crate::clock::Clock;
@@ -32,6 +33,8 @@ pub(crate) struct World {
     pub(crate) sets: BTreeMap<SetName, CredentialName>,
     pub(crate) hosts: BTreeMap<HostId, Host>,
     pub(crate) resources: Resources,
+    /// Asks for the resources once more, also where they did not change.
+    pub(crate) reread: Arc<Notify>,
     pub(crate) makers: Arc<dyn Makers>,
     pub(crate) means: Arc<Means>,
     pub(crate) post: Arc<Post>,
@@ -276,19 +279,22 @@ impl Host {
         &self.row.progress
     }
 
-    /// Starts the lane, or starts it anew when address or keys changed; ends it when the host was retired.
-    pub(crate) fn open_lane(&mut self, post: &Arc<Post>) {
-        let Some((id, address, seal_key)) = address_of(&self.row) else { return };
+    /// Starts the lane, or starts it anew when address or keys changed; ends it when the host was retired. True when
+    /// there is a new one, which is empty.
+    pub(crate) fn open_lane(&mut self, post: &Arc<Post>) -> bool {
+        let Some((id, address, seal_key)) = address_of(&self.row) else { return false };
         if !self.is_active() {
             self.lane = None;
             self.reachable = false;
             post.road.forget(&id);
-            return;
+            return false;
         }
         post.road.keep(&address);
-        if self.lane.as_ref().is_none_or(|lane| lane.address() != &address) {
+        let new = self.lane.as_ref().is_none_or(|lane| lane.address() != &address);
+        if new {
             self.lane = Some(Lane::start(address, seal_key, post.clone()));
         }
+        new
     }
 }
 

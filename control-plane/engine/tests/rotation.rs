@@ -579,7 +579,7 @@ async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_otherwise() {
     let stage = Stage::new(2).await;
-    let resource = CREDENTIAL.replace("  targets:", "  first: import\n  targets:");
+    let resource = CREDENTIAL.replace("  targets:", "  first: import\n  schedule: {every: 24h}\n  targets:");
     std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
     let engine = stage.start(Steps::default()).await;
     let handle = engine.handle().clone();
@@ -591,6 +591,8 @@ async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_other
     let value = stage.existing_role("imported", "old-password");
     let imported = handle.import("operator:alice", &name(), value).await.unwrap();
     assert_eq!(imported.version, zero);
+    let next = handle.credentials().await.unwrap()[0].next_rotation_at;
+    assert!(next > Some(protocol::UnixMillis::now()), "its schedule begins with the import: {next:?}");
     rotate(&handle).await;
     until(&handle, 30, "a new version is everywhere, and version 0 is held", async |h| {
         let why = h.why(&name(), zero).await.unwrap();
@@ -1022,6 +1024,94 @@ async fn a_store_target_that_was_taken_away_is_excused_or_retired_by_its_name() 
         faults.iter().any(|fault| fault.message.contains("was retired"))
     })
     .await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_does_not_answer_holds_up_no_new_epoch() {
+    let stage = Stage::new(1).await;
+    let target = "apiVersion: target.external-secrets.io/v1alpha1\nkind: VaultKv\nmetadata: {name: k}\nspec: {}\n---\n";
+    let credential =
+        CREDENTIAL.replace("    hosts:\n", "    stores: [{kind: VaultKv, name: k}]\n    hosts:\n");
+    std::fs::write(stage.resources().join("orders.yaml"), format!("{target}{credential}")).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    let copy = stage.directory.path().join("copy.db");
+    stage.backup(&copy);
+    rotate(&handle).await;
+    until(&handle, 30, "the second is active", async |h| settled(h, 2).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+
+    stage.revert(&copy).await;
+    stage.shelf.take_away();
+    let host = stage.host(0);
+    host.lock().unwrap().frozen = true;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the store was asked in vain", async |_| stage.shelf.asked_in_vain() >= 2).await;
+    host.lock().unwrap().frozen = false;
+    let frame = host.lock().unwrap().signed_report();
+    let id = host.lock().unwrap().id;
+    handle.report(frame, id).await.unwrap();
+    until(&handle, 20, "the new epoch runs without it", async |h| {
+        let status = h.status().await.unwrap();
+        status.epoch.counter == 2 && !status.starting
+    })
+    .await;
+    stage.assert_sound();
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_moved_gets_what_was_on_its_way_to_the_old_address() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let host = stage.host(0);
+    let id = host.lock().unwrap().id;
+    host.lock().unwrap().loses_pushes = true;
+    rotate(&handle).await;
+    until(&handle, 20, "the second is on its way", async |h| {
+        use protocol::api::view::RolloutPhase::Staging;
+        h.rollout(&name()).await.unwrap().is_some_and(|rollout| rollout.phase == Staging)
+    })
+    .await;
+    stage.move_host(&handle, id, "127.0.0.1:2").await;
+    host.lock().unwrap().loses_pushes = false;
+    until(&handle, 20, "the second is active and the first retired", async |h| settled(h, 2).await).await;
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_that_came_back_during_the_deletion_is_taken_once_that_has_ended() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the first version is active", async |h| settled(h, 1).await).await;
+    let file = stage.resources().join("orders.yaml");
+    std::fs::remove_file(&file).unwrap();
+    until(&handle, 40, "it is orphaned", async |h| {
+        h.credentials().await.unwrap()[0].phase == CredentialPhase::Orphaned
+    })
+    .await;
+    handle.delete("operator:alice", &name(), "by mistake").await.unwrap();
+    std::fs::write(&file, CREDENTIAL).unwrap();
+    until(&handle, 40, "it has to wait", async |h| {
+        let faults = h.status().await.unwrap().resource_faults;
+        faults.iter().any(|fault| fault.message.contains("is being withdrawn"))
+    })
+    .await;
+    stage.host(0).lock().unwrap().stop_application();
+    until(&handle, 40, "it is back", async |h| {
+        let all = h.credentials().await.unwrap();
+        matches!(&all[..], [one] if one.phase == CredentialPhase::Active)
+            && h.status().await.unwrap().resource_faults.is_empty()
+    })
+    .await;
+    stage.assert_sound();
     stage.kill(engine).await;
 }
 

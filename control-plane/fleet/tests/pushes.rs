@@ -465,8 +465,9 @@ async fn a_connection_that_swallowed_a_push_is_not_used_again() {
 #[tokio::test]
 async fn a_push_that_never_had_its_turn_says_nothing_against_its_connection() {
     let installation = Installation::new();
-    let (good, hanging) =
-        (Host::start(&installation, Manner::Good).await, Host::start(&installation, Manner::Silent).await);
+    let good = Host::start(&installation, Manner::Good).await;
+    let hanging = Host::start(&installation, Manner::Silent).await;
+    let other = Host::start(&installation, Manner::Silent).await;
     let proxy = Proxy::start(good.address).await;
     let (fleet, mut notices) =
         installation.fleet(Settings { pushes_at_once_max: 1, push_ms_max: 400, ..settings() });
@@ -490,7 +491,7 @@ async fn a_push_that_never_had_its_turn_says_nothing_against_its_connection() {
     })
     .await;
     // Tasks of one thread queue in the order of their making: the next turn hangs too.
-    let (second, waiting) = (push(&hanging, &hanging.address()), push(&good, &address));
+    let (second, waiting) = (push(&other, &other.address()), push(&good, &address));
     assert_eq!(first.await.unwrap().unwrap_err().code(), "deadline");
     let error = waiting.await.unwrap().unwrap_err();
     assert!(!error.may_have_arrived() && error.code() == "no_turn", "{error}");

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -189,7 +190,7 @@ pub struct FakeMakers(pub FakeGenerator, pub Shelf, pub Shelf);
 
 /// A store path that keeps versions.
 #[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<std::sync::atomic::AtomicBool>);
+pub struct Shelf(Arc<Mutex<Vec<Revision>>>, Arc<AtomicBool>, Arc<AtomicU32>);
 
 /// None once it was destroyed.
 type Revision = Option<(SecretValue, Mark)>;
@@ -202,12 +203,20 @@ impl Shelf {
 
     /// It answers nothing any more.
     pub fn take_away(&self) {
-        self.1.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.1.store(true, Ordering::SeqCst);
+    }
+
+    /// How often it was asked in vain.
+    pub fn asked_in_vain(&self) -> u32 {
+        self.2.load(Ordering::SeqCst)
     }
 
     fn answers(&self) -> Result<(), Failure> {
-        let away = self.1.load(std::sync::atomic::Ordering::SeqCst);
-        if away { Err(Failure::retry("it does not answer")) } else { Ok(()) }
+        if !self.1.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.2.fetch_add(1, Ordering::SeqCst);
+        Err(Failure::retry("it does not answer"))
     }
 
     /// The passwords of all revisions that can still be read.
@@ -317,6 +326,8 @@ pub struct FakeHost {
     pub frozen: bool,
     /// While set, nothing reaches it, and it reports all the same.
     pub deaf: bool,
+    /// While set, pushes to it are lost although it can be reached.
+    pub loses_pushes: bool,
     server: Arc<Mutex<Server>>,
 }
 
@@ -352,6 +363,7 @@ impl FakeHost {
             unacknowledged: None,
             frozen: false,
             deaf: false,
+            loses_pushes: false,
             server,
         }
     }
@@ -699,7 +711,7 @@ impl Road for FakeRoad {
                 return Err(lost());
             }
             let mut host = self.hosts[&address.host].lock().unwrap();
-            if host.frozen || host.deaf {
+            if host.frozen || host.deaf || host.loses_pushes {
                 return Err(lost());
             }
             let report = host.take(&frames);
@@ -856,6 +868,15 @@ impl Stage {
         while self.directory.path().join("state.db-wal").exists() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    /// Gives a host another address in a running engine's database.
+    pub async fn move_host(&self, engine: &Handle, host: HostId, address: &str) {
+        let database = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
+        let moved =
+            database.execute("UPDATE hosts SET address = ?1 WHERE id = ?2", [address, &host.to_string()]);
+        assert_eq!(moved.unwrap(), 1);
+        engine.host_changed(host).await.unwrap();
     }
 
     /// The effects under which the database keeps values, also while the engine runs.
