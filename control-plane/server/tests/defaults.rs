@@ -210,8 +210,9 @@ fn control_plane(table: &mut Table) {
     );
     let names = ["RETRY_FIRST", "RETRY_MAX", "RESEND_FIRST", "RESEND_MAX"];
     table.constants("host", include_str!("../../engine/src/lane.rs"), &names);
-    let names = ["AGAIN_FIRST", "AGAIN_MAX", "BATCH_MAX", "SLEEP_MAX"];
-    table.constants("engine", include_str!("../../engine/src/run.rs"), &names);
+    let names = ["AGAIN_FIRST", "AGAIN_MAX", "SLEEP_MAX"];
+    table.constants("engine", include_str!("../../engine/src/timers.rs"), &names);
+    table.constants("engine", include_str!("../../engine/src/run.rs"), &["BATCH_MAX"]);
     table.constants("engine", include_str!("../../engine/src/handle.rs"), &["QUEUE_MAX"]);
     table.constants("source", include_str!("../../engine/src/sources.rs"), &["AGAIN"]);
     table.constants("resources", include_str!("../../engine/src/start.rs"), &["QUIET", "REREAD"]);

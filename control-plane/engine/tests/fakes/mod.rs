@@ -740,6 +740,8 @@ pub struct Stage {
     pub anchor: TrustAnchor,
     order_seed: [u8; 32],
     handle: Arc<Mutex<Option<Handle>>>,
+    /// Of the engine that runs, or ran last.
+    store: Mutex<Option<Store>>,
     reachable: Told,
     pump: tokio::task::JoinHandle<()>,
 }
@@ -820,6 +822,7 @@ impl Stage {
             anchor,
             order_seed,
             handle,
+            store: Mutex::default(),
             reachable,
             pump,
         }
@@ -832,9 +835,11 @@ impl Stage {
     /// Fails when the store ends at a step of the start itself.
     pub async fn try_start(&self, steps: Steps) -> Option<Engine> {
         let (tell, reachable) = mpsc::channel(1024);
+        // Of one that has ended by itself.
+        *self.store.lock().unwrap() = None;
         let store = open(self.directory.path(), steps).await;
         let settings = Settings {
-            store,
+            store: store.clone(),
             order_key: Arc::new(SigningKey::from_seed(&self.order_seed).unwrap()),
             anchor: self.anchor.clone(),
             earlier_keys: Vec::<VerifyingKey>::new(),
@@ -849,6 +854,7 @@ impl Stage {
         };
         let engine = Engine::start(settings).await.ok()?;
         *self.handle.lock().unwrap() = Some(engine.handle().clone());
+        *self.store.lock().unwrap() = Some(store);
         *self.reachable.lock().unwrap() = Some(tell);
         Some(engine)
     }
@@ -856,12 +862,14 @@ impl Stage {
     /// Ends an engine and lets go of its database.
     pub async fn kill(&self, engine: Engine) {
         *self.handle.lock().unwrap() = None;
+        *self.store.lock().unwrap() = None;
         *self.reachable.lock().unwrap() = None;
         engine.stop().await;
     }
 
     /// Waits until nobody has the database open any more.
     pub async fn close(&self) {
+        *self.store.lock().unwrap() = None;
         drop(open(self.directory.path(), Steps::default()).await);
         let end = Instant::now() + Duration::from_secs(10);
         // The last handle closes the file a moment later.
@@ -870,12 +878,11 @@ impl Stage {
         }
     }
 
-    /// Gives a host another address in a running engine's database.
+    /// Gives a host another address, as its enrolment anew does while the engine runs.
     pub async fn move_host(&self, engine: &Handle, host: HostId, address: &str) {
-        let database = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
-        let moved =
-            database.execute("UPDATE hosts SET address = ?1 WHERE id = ?2", [address, &host.to_string()]);
-        assert_eq!(moved.unwrap(), 1);
+        let store = self.store.lock().unwrap().clone().expect("an engine runs");
+        let moved = store.set_host_address(&host.to_string(), address.to_owned(), None).await;
+        moved.unwrap();
         engine.host_changed(host).await.unwrap();
     }
 
