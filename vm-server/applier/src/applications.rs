@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use holders::Proc;
+use lifecycle::Millis;
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 use protocol::limit::REPORTED_BYTES_MAX;
 use protocol::reported::{Reply, Statement};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
@@ -17,7 +23,7 @@ use tokio::time::timeout;
 
 use crate::input::Input;
 
-/// Applications that may be connected at once; more wait.
+/// Applications that may be connected at once; more are told so.
 const CONNECTIONS_MAX: usize = 256;
 /// Connections that one user may have at once, so that nobody takes the places of all others.
 const CONNECTIONS_OF_ONE_USER_MAX: usize = 32;
@@ -25,6 +31,43 @@ const CONNECTIONS_OF_ONE_USER_MAX: usize = 32;
 const SILENCE: Duration = Duration::from_mins(10);
 /// How long it may take to read an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// Before Linux 6.5: a process that is younger when its connection is taken may have got its number after that of the
+/// one that connected was free. Connections are taken at once, so an older one has had it all the time.
+const TOO_YOUNG: Millis = Millis(200);
+
+/// Who is at the other end of a connection: the process that connected, and no other that has its number later.
+#[derive(Debug)]
+pub(crate) struct Speaker {
+    pub(crate) pidfd: OwnedFd,
+    /// The user that it had when it connected.
+    pub(crate) uid: u32,
+}
+
+impl Speaker {
+    /// By the kernel's word alone. Else why not.
+    fn of(stream: &UnixStream) -> Result<Self, String> {
+        let peer = stream.peer_cred().map_err(|error| error.to_string())?;
+        let pidfd = match getsockopt(stream, PeerPidfd) {
+            Err(Errno::ENOPROTOOPT) => by_number(peer.pid().unwrap_or(0))?,
+            pidfd => pidfd.map_err(|_| "the process that connected has ended".to_owned())?,
+        };
+        Ok(Self { pidfd, uid: peer.uid() })
+    }
+}
+
+fn by_number(pid: i32) -> Result<OwnedFd, String> {
+    let proc = Proc::new();
+    let pidfd = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let found = pidfd.and_then(|pidfd| Some((proc.behind(&pidfd)?, pidfd)));
+    let (process, pidfd) = found.ok_or("the process that connected has ended")?;
+    if proc.age(&process) < TOO_YOUNG {
+        return Err(
+            "it has only just begun, and this kernel does not say who connected: connect again".to_owned()
+        );
+    }
+    Ok(pidfd)
+}
 
 /// How many connections each user has.
 type Users = Arc<Mutex<BTreeMap<u32, usize>>>;
@@ -76,17 +119,24 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
 pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
     let (places, users) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Users::default());
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let inbox = inbox.clone();
-                // Here, so that they count in the order in which they came.
-                let own = stream.peer_cred().map(|peer| (peer.uid(), Place::take(&users, peer.uid())));
+                // Here, so that they count in the order in which they came, and before a number can be used again.
+                let speaker = Speaker::of(&stream).map(Arc::new);
+                let uid = stream.peer_cred().map(|peer| peer.uid());
+                let place = uid.map(|uid| Place::take(&users, uid).ok_or(uid));
+                let room = Arc::clone(&places).try_acquire_owned();
                 tokio::spawn(async move {
-                    if let Err(error) = receive(stream, &inbox, own).await {
+                    let ended = match (place, room) {
+                        (Ok(Ok(_place)), Ok(_room)) => converse(stream, &inbox, speaker).await,
+                        (Ok(Err(uid)), _) => turn_away(stream, too_many(uid)).await,
+                        (Ok(Ok(_)), Err(_)) => turn_away(stream, crowded()).await,
+                        (Err(error), _) => Err(error),
+                    };
+                    if let Err(error) = ended {
                         tracing::debug!(%error, "a conversation with an application has ended");
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -97,22 +147,27 @@ pub(crate) async fn serve(listener: UnixListener, inbox: Sender<Input>) {
     }
 }
 
-async fn receive(
-    mut stream: UnixStream,
-    inbox: &Sender<Input>,
-    own: io::Result<(u32, Option<Place>)>,
-) -> io::Result<()> {
-    let (uid, place) = own?;
-    let Some(_place) = place else {
-        let message = format!("user {uid} has {CONNECTIONS_OF_ONE_USER_MAX} connections already: close some");
-        let line = refused("too_many", message).to_line().map_err(io::Error::other)?;
-        return timeout(ANSWER_TIME, stream.write_all(&line)).await?;
-    };
-    converse(stream, inbox).await
+fn too_many(uid: u32) -> Reply {
+    refused(
+        "too_many",
+        format!("user {uid} has {CONNECTIONS_OF_ONE_USER_MAX} connections already: close some"),
+    )
 }
 
-async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
-    let pid = stream.peer_cred()?.pid();
+fn crowded() -> Reply {
+    refused("too_many", format!("{CONNECTIONS_MAX} applications are connected already: connect again"))
+}
+
+async fn turn_away(mut stream: UnixStream, reply: Reply) -> io::Result<()> {
+    let line = reply.to_line().map_err(io::Error::other)?;
+    timeout(ANSWER_TIME, stream.write_all(&line)).await?
+}
+
+async fn converse(
+    stream: UnixStream,
+    inbox: &Sender<Input>,
+    speaker: Result<Arc<Speaker>, String>,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader);
     loop {
@@ -123,9 +178,9 @@ async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
             return Ok(());
         }
         let whole = line.ends_with(b"\n");
-        let reply = match (Statement::from_line(&line), pid) {
-            (Ok(statement), Some(pid)) => said(inbox, pid, statement).await,
-            (Ok(_), None) => refused("unknown_process", "the kernel does not say who speaks".to_owned()),
+        let reply = match (Statement::from_line(&line), &speaker) {
+            (Ok(statement), Ok(speaker)) => said(inbox, Arc::clone(speaker), statement).await,
+            (Ok(_), Err(why)) => refused("unknown_process", why.clone()),
             (Err(error), _) => refused("malformed", error.to_string()),
         };
         let line = reply.to_line().map_err(io::Error::other)?;
@@ -136,9 +191,9 @@ async fn converse(stream: UnixStream, inbox: &Sender<Input>) -> io::Result<()> {
     }
 }
 
-async fn said(inbox: &Sender<Input>, pid: i32, statement: Statement) -> Reply {
+async fn said(inbox: &Sender<Input>, speaker: Arc<Speaker>, statement: Statement) -> Reply {
     let (reply, replied) = oneshot::channel();
-    if inbox.send(Input::Said { pid, statement, reply }).is_err() {
+    if inbox.send(Input::Said { speaker, statement, reply }).is_err() {
         return refused("ending", "the applier is ending".to_owned());
     }
     replied.await.unwrap_or_else(|_| refused("ending", "the applier is ending".to_owned()))
@@ -146,4 +201,26 @@ async fn said(inbox: &Sender<Input>, pid: i32, statement: Statement) -> Reply {
 
 fn refused(code: &str, message: String) -> Reply {
     Reply::Refused { code: code.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_the_kernels_word_only_a_process_that_was_there_before_is_taken() {
+        // Of our own age the harness has seen to nothing.
+        let own = i32::try_from(std::process::id()).unwrap();
+        let deadline = holders::boot_clock().plus(Millis(10_000));
+        while by_number(own).is_err() {
+            assert!(holders::boot_clock() < deadline);
+            std::thread::yield_now();
+        }
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(by_number(pid).unwrap_err().contains("connect again"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(by_number(pid).unwrap_err().contains("has ended"));
+    }
 }

@@ -14,6 +14,7 @@ use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
 use protocol::{Frame, TrustAnchor, UnixMillis};
 
+use crate::applications::Speaker;
 use crate::clock::{self, SenderClock};
 use crate::consumers::Who;
 use crate::input::Input;
@@ -216,9 +217,9 @@ impl Applier {
                 }
                 self.look_again();
             }
-            Input::Said { pid, statement, reply } => {
+            Input::Said { speaker, statement, reply } => {
                 // Whoever spoke may be gone.
-                let _ = reply.send(self.said(pid, &statement));
+                let _ = reply.send(self.said(&speaker, &statement));
             }
             Input::Trouble { set, consumer, trouble } => self.tools.trouble(&set, &consumer, trouble),
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
@@ -540,11 +541,11 @@ impl Applier {
     }
 
     /// An application speaks for itself. It is known by the kernel's word on who is at the other end.
-    fn said(&mut self, pid: i32, statement: &Statement) -> Reply {
+    fn said(&mut self, speaker: &Speaker, statement: &Statement) -> Reply {
         let refused = |code: &str, message: String| Reply::Refused { code: code.to_owned(), message };
         self.observe();
-        let Some(peer) = self.tools.witness.proc.process(pid) else {
-            return refused("unknown_process", "the process that speaks cannot be looked at".to_owned());
+        let Some(peer) = self.tools.witness.proc.behind(&speaker.pidfd) else {
+            return refused("unknown_process", "the process that connected has ended".to_owned());
         };
         let Some(set) = self.sets.get_mut(&statement.set) else {
             return refused("no_such_set", format!("this host has no set {}", statement.set));
@@ -554,10 +555,15 @@ impl Applier {
         let scene = self.tools.view.scene(&rules);
         let mut why =
             refused("not_a_consumer", "the host's policy names no such consumer of this set".to_owned());
-        let mut believed = None;
+        let (mut believed, on) = (None, statement.on);
         for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
-            let word =
-                set.record.evidence.word(&consumer.name, &peer, statement.on, &statement.dropped, &scene);
+            let word = set.record.evidence.word(
+                &consumer.name,
+                (&peer, speaker.uid),
+                on,
+                &statement.dropped,
+                &scene,
+            );
             match word {
                 Ok(()) => believed = Some(consumer.name.clone()),
                 Err(error @ holders::Disbelieved::NotTrusted(_)) => {

@@ -379,11 +379,12 @@ impl Evidence {
     }
 
     /// An application says which version it is on and which it has dropped. `peer` is who speaks, by the kernel's
-    /// word on the other end of the socket.
+    /// word on the other end of the socket, and the user that it had when it connected: it may have become another
+    /// program since, with the rights of another.
     pub fn word(
         &mut self,
         consumer: &ConsumerName,
-        peer: &Process,
+        (peer, connected_as): (&Process, u32),
         on: Version,
         dropped: &BTreeSet<Version>,
         scene: &Scene<'_>,
@@ -394,7 +395,8 @@ impl Evidence {
             return Err(Disbelieved::NotTrusted(consumer.clone()));
         }
         let named = scene.named_by_pid_file(&scene.lineage(peer));
-        if !scene.is_of(rule, peer) || named.is_some_and(|named| named.name != *consumer) {
+        let was_another = rule.uid.is_some_and(|uid| ![uid, 0].contains(&connected_as));
+        if was_another || !scene.is_of(rule, peer) || named.is_some_and(|named| named.name != *consumer) {
             return Err(Disbelieved::SomebodyElse { consumer: consumer.clone(), process: peer.describe() });
         }
         let lives: Vec<HolderId> =

@@ -11,6 +11,7 @@ mod kernel;
 mod refusing;
 mod rekeying;
 mod rotating;
+mod speaking;
 mod staging;
 mod superseded;
 mod surviving;
