@@ -6,6 +6,7 @@ mod control;
 
 mod adopting;
 mod disks;
+mod enrolling;
 mod hostile;
 mod kernel;
 mod refusing;
