@@ -5,6 +5,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use lifecycle::OrderKind;
@@ -150,4 +153,67 @@ fn a_number_used_again_does_not_speak_for_who_has_it_now() {
     assert!(report.not_gone[&v(1)].contains("held by"), "{report:#?}");
     drop(app);
     host.until("gone", |report| report.gone.contains(v(1)));
+}
+
+/// Threads that say the same without end, until it is dropped.
+struct Talkers {
+    ending: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Talkers {
+    fn start(host: &Host, count: usize) -> Self {
+        let ending = Arc::new(AtomicBool::new(false));
+        let socket = host.root().join("run").join(SOCKET);
+        let line = Statement { set: host.set(), on: v(1), dropped: [].into() }.to_line().unwrap();
+        let talk = |_| {
+            let (over, socket, line) = (Arc::clone(&ending), socket.clone(), line.clone());
+            std::thread::spawn(move || {
+                let stream = UnixStream::connect(socket).unwrap();
+                let mut answers = BufReader::new(stream.try_clone().unwrap());
+                while !over.load(Ordering::SeqCst) && (&stream).write_all(&line).is_ok() {
+                    let _ = answers.read_until(b'\n', &mut Vec::new());
+                }
+            })
+        };
+        let threads = (0..count).map(talk).collect();
+        Self { ending, threads }
+    }
+}
+
+impl Drop for Talkers {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn an_application_that_talks_without_end_keeps_nothing_else_waiting() {
+    let (policy, pid) = crate::adopting::itself("reopen", r#", evidence = "reported""#);
+    let place = "\n[[set.db.places]]\nfile = \"password\"\npath = \"{app}/password\"\nkind = \"copy\"\n";
+    let mut host = Host::new(&(policy + place));
+    std::fs::write(host.app_dir().join("app.pid"), pid).unwrap();
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    let _talkers = Talkers::start(&host, 8);
+    // Nobody asks: the repair and its report come by themselves.
+    std::fs::remove_file(host.app_dir().join("password")).unwrap();
+    std::fs::write(host.app_dir().join("password"), "edited").unwrap();
+    host.until_report("a repair", |report| report.notices.iter().any(|notice| notice.code == "drift"));
+}
+
+#[test]
+fn whom_policy_does_not_name_is_told_so() {
+    let mut host = Host::new(&policy());
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    let socket = host.root().join("run").join(SOCKET);
+    let stream = UnixStream::connect(&socket).unwrap();
+    let Some(Reply::Refused { code, .. }) = speak(stream, &host, 1, &[]) else { panic!("believed") };
+    assert_eq!(code, "not_a_consumer");
 }
