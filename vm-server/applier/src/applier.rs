@@ -14,6 +14,7 @@ use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
 use protocol::{Frame, TrustAnchor, UnixMillis};
 
+use crate::applications::{Named, Speaker};
 use crate::clock::{self, SenderClock};
 use crate::consumers::Who;
 use crate::input::Input;
@@ -38,6 +39,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 const HUSH: Millis = Millis(100);
 /// How long directories are left alone after a change, so that a change of many files is taken as one.
 const QUIET: Duration = Duration::from_millis(60);
+/// For how long inputs are taken before it is the turn of what is due.
+const ROUND: Duration = Duration::from_millis(200);
 /// How often a seal may ask for another look in a row.
 const LOOKS_MAX: usize = 4;
 
@@ -60,12 +63,47 @@ pub(crate) struct Applier {
     pub(crate) network_means: Vec<Means>,
     config: PathBuf,
     watch: Watch,
+    /// Whom policy names, for those who hear what applications say.
+    named: tokio::sync::watch::Sender<Arc<Named>>,
     looked: Instant,
     look_took: Duration,
     tried: Instant,
     refreshed: BTreeMap<SetName, Instant>,
     policy_due: Option<Instant>,
     places_due: Option<Instant>,
+}
+
+/// What came in and waits. What applications say comes last: nobody's orders wait for what it costs to judge that.
+#[derive(Default)]
+struct Waiting {
+    said: VecDeque<Input>,
+    others: VecDeque<Input>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.said.is_empty() && self.others.is_empty()
+    }
+
+    fn put(&mut self, input: Input) {
+        let to = if matches!(input, Input::Said { .. }) { &mut self.said } else { &mut self.others };
+        to.push_back(input);
+    }
+
+    /// All that is there by now.
+    fn fill(&mut self, inbox: &Receiver<Input>) -> Result<(), TryRecvError> {
+        loop {
+            match inbox.try_recv() {
+                Ok(input) => self.put(input),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(ended) => return Err(ended),
+            }
+        }
+    }
+
+    fn next(&mut self) -> Option<Input> {
+        self.others.pop_front().or_else(|| self.said.pop_front())
+    }
 }
 
 /// What the applier begins with.
@@ -78,12 +116,13 @@ pub(crate) struct Beginning {
     pub(crate) config: PathBuf,
     pub(crate) records: Vec<Vec<u8>>,
     pub(crate) watch: Watch,
+    pub(crate) named: tokio::sync::watch::Sender<Arc<Named>>,
 }
 
 impl Applier {
     /// Reads the journal's records, makes again what a boot has taken, and tells every machine.
     pub(crate) fn begin(beginning: Beginning) -> Result<Self, JournalError> {
-        let Beginning { tools, identity, keeper, anchor, policy, config, records, watch } = beginning;
+        let Beginning { tools, identity, keeper, anchor, policy, config, records, watch, named } = beginning;
         let (host, sets) = replay(&records);
         let mut applier = Self {
             next_sequence: host.reports_below.max(1),
@@ -101,6 +140,7 @@ impl Applier {
             network_means: Vec::new(),
             config,
             watch,
+            named,
             looked: Instant::now(),
             look_took: Duration::ZERO,
             tried: Instant::now(),
@@ -163,26 +203,29 @@ impl Applier {
     }
 
     fn serve(&mut self, inbox: &Receiver<Input>) {
+        let mut waiting = Waiting::default();
         loop {
             self.tick();
-            let first = inbox.recv_timeout(self.wait());
-            let mut next = match first {
-                Ok(input) => Some(input),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            while let Some(input) = next {
+            if waiting.is_empty() {
+                match inbox.recv_timeout(self.wait()) {
+                    Ok(input) => waiting.put(input),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            // What is due gets its turn although inputs never end.
+            let round = Instant::now();
+            while round.elapsed() < ROUND {
+                if waiting.fill(inbox).is_err() {
+                    return;
+                }
+                let Some(input) = waiting.next() else { break };
                 // An agreed instant is met between two inputs too.
                 self.tick();
                 if matches!(input, Input::Stop) {
                     return;
                 }
                 self.take(input);
-                next = match inbox.try_recv() {
-                    Ok(input) => Some(input),
-                    Err(TryRecvError::Empty) => None,
-                    Err(TryRecvError::Disconnected) => return,
-                };
             }
             if !self.is_hushed() {
                 self.do_due();
@@ -216,9 +259,9 @@ impl Applier {
                 }
                 self.look_again();
             }
-            Input::Said { pid, statement, reply } => {
+            Input::Said { speaker, statement, reply } => {
                 // Whoever spoke may be gone.
-                let _ = reply.send(self.said(pid, &statement));
+                let _ = reply.send(self.said(&speaker, &statement));
             }
             Input::Trouble { set, consumer, trouble } => self.tools.trouble(&set, &consumer, trouble),
             Input::PolicyTouched => self.policy_due = Some(Instant::now() + QUIET),
@@ -540,11 +583,11 @@ impl Applier {
     }
 
     /// An application speaks for itself. It is known by the kernel's word on who is at the other end.
-    fn said(&mut self, pid: i32, statement: &Statement) -> Reply {
+    fn said(&mut self, speaker: &Speaker, statement: &Statement) -> Reply {
         let refused = |code: &str, message: String| Reply::Refused { code: code.to_owned(), message };
         self.observe();
-        let Some(peer) = self.tools.witness.proc.process(pid) else {
-            return refused("unknown_process", "the process that speaks cannot be looked at".to_owned());
+        let Some(peer) = self.tools.witness.proc.behind(&speaker.pidfd) else {
+            return refused("unknown_process", "the process that connected has ended".to_owned());
         };
         let Some(set) = self.sets.get_mut(&statement.set) else {
             return refused("no_such_set", format!("this host has no set {}", statement.set));
@@ -554,10 +597,15 @@ impl Applier {
         let scene = self.tools.view.scene(&rules);
         let mut why =
             refused("not_a_consumer", "the host's policy names no such consumer of this set".to_owned());
-        let mut believed = None;
+        let (mut believed, on) = (None, statement.on);
         for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
-            let word =
-                set.record.evidence.word(&consumer.name, &peer, statement.on, &statement.dropped, &scene);
+            let word = set.record.evidence.word(
+                &consumer.name,
+                (&peer, speaker.uid),
+                on,
+                &statement.dropped,
+                &scene,
+            );
             match word {
                 Ok(()) => believed = Some(consumer.name.clone()),
                 Err(error @ holders::Disbelieved::NotTrusted(_)) => {
@@ -601,6 +649,7 @@ impl Applier {
     }
 
     fn tell_policy(&mut self) {
+        self.named.send_replace(Arc::new(self.policy.sets.clone()));
         for name in self.policy.sets.keys() {
             if !self.sets.contains_key(name) {
                 self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));

@@ -3,12 +3,16 @@
 //! The trust anchor and the applier's keys are written here and nowhere else; the network half gets what it needs to
 //! ask for a certificate, and not the secret that authenticates the applier's keys.
 
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 
 use host_policy::Daemon;
 use protocol::HostId;
 use protocol::enrol::{Bundle, EnrolError, PENDING_FILE, Registration};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::keep::{self, Identity, KeepError, Keeper};
 
@@ -44,7 +48,18 @@ pub enum EnrollError {
     /// The registration would be too large.
     #[error("failed to make the registration: {0}")]
     TooLarge(#[from] protocol::TooLarge),
-    /// The network half's file cannot be given to it.
+    /// The network half's file cannot be left in its directory.
+    #[error(
+        "failed to write {} for the network half: {source}; its directory must be one, and no link",
+        path.display()
+    )]
+    Leave {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The network half's directory cannot be given to it.
     #[error("failed to give {} to the network half: {source}", path.display())]
     Give {
         /// Which file.
@@ -109,16 +124,35 @@ fn leave_pending(dir: &Path, content: &[u8]) -> Result<(), EnrollError> {
             give(dir, user.uid.as_raw(), user.gid.as_raw())?;
         }
     }
-    let path = dir.join(PENDING_FILE);
-    keep::write_whole(&path, content)?;
-    if is_root {
-        let owner =
-            std::fs::metadata(dir).map_err(|source| EnrollError::Give { path: dir.to_owned(), source })?;
-        give(&path, owner.uid(), owner.gid())?;
+    let left = write_into(dir, PENDING_FILE, content, is_root);
+    left.map_err(|error| EnrollError::Leave { path: dir.join(PENDING_FILE), source: error.into() })
+}
+
+/// Writes a file into a directory whose owner may be less than we are, and puts there what it likes meanwhile: no link
+/// is followed, and nothing is opened or given away but what was made here.
+fn write_into(dir: &Path, name: &str, content: &[u8], give: bool) -> rustix::io::Result<()> {
+    let only_this = OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = fs::open(dir, only_this | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
+    let new = format!("{name}.new");
+    match fs::unlinkat(&dir, &new, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
     }
-    Ok(())
+    let flags = only_this | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = File::from(fs::openat(&dir, &new, flags, Mode::RUSR | Mode::WUSR)?);
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(|error| errno_of(&error))?;
+    if give {
+        let owner = fs::fstat(&dir)?;
+        fs::fchown(&file, Some(fs::Uid::from_raw(owner.st_uid)), Some(fs::Gid::from_raw(owner.st_gid)))?;
+    }
+    fs::renameat(&dir, &new, &dir, name)?;
+    fs::fsync(&dir)
+}
+
+fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 fn give(path: &Path, uid: u32, gid: u32) -> Result<(), EnrollError> {
-    chown(path, Some(uid), Some(gid)).map_err(|source| EnrollError::Give { path: path.to_owned(), source })
+    lchown(path, Some(uid), Some(gid)).map_err(|source| EnrollError::Give { path: path.to_owned(), source })
 }

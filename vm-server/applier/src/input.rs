@@ -1,11 +1,15 @@
 //! What reaches the applier's one thread.
 
+use std::sync::Arc;
+
 use lifecycle::host::HostEvent;
 use lifecycle::{ConsumerName, SetName};
 use protocol::Frame;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
 use tokio::sync::oneshot;
+
+use crate::applications::Speaker;
 
 /// One thing to deal with.
 pub(crate) enum Input {
@@ -22,7 +26,7 @@ pub(crate) enum Input {
     /// A consumer cannot be asked for now, or can again.
     Trouble { set: SetName, consumer: ConsumerName, trouble: Option<(&'static str, String)> },
     /// An application spoke on its socket.
-    Said { pid: i32, statement: Statement, reply: oneshot::Sender<Reply> },
+    Said { speaker: Arc<Speaker>, statement: Statement, reply: oneshot::Sender<Reply> },
     /// The policy's directory changed.
     PolicyTouched,
     /// Something changed in a directory that holds places or sets.

@@ -379,11 +379,12 @@ impl Evidence {
     }
 
     /// An application says which version it is on and which it has dropped. `peer` is who speaks, by the kernel's
-    /// word on the other end of the socket.
+    /// word on the other end of the socket, and the user that it had when it connected: it may have become another
+    /// program since, with the rights of another.
     pub fn word(
         &mut self,
         consumer: &ConsumerName,
-        peer: &Process,
+        (peer, connected_as): (&Process, u32),
         on: Version,
         dropped: &BTreeSet<Version>,
         scene: &Scene<'_>,
@@ -394,7 +395,8 @@ impl Evidence {
             return Err(Disbelieved::NotTrusted(consumer.clone()));
         }
         let named = scene.named_by_pid_file(&scene.lineage(peer));
-        if !scene.is_of(rule, peer) || named.is_some_and(|named| named.name != *consumer) {
+        let was_another = rule.uid.is_some_and(|uid| ![uid, 0].contains(&connected_as));
+        if was_another || !scene.is_of(rule, peer) || named.is_some_and(|named| named.name != *consumer) {
             return Err(Disbelieved::SomebodyElse { consumer: consumer.clone(), process: peer.describe() });
         }
         let lives: Vec<HolderId> =
@@ -765,26 +767,14 @@ impl Scene<'_> {
 
     fn matches(&self, exempt: &Exempt, process: &Process) -> bool {
         let unit = exempt.unit.as_ref().is_none_or(|unit| is_in_unit(process, unit));
-        let exe = exempt.exe.as_ref().is_none_or(|exe| self.runs(process, exe));
+        let exe = exempt.exe.as_ref().is_none_or(|exe| self.rules.runs(process, exe));
         let uid = exempt.uid.is_none_or(|uid| process.uids.iter().all(|of_process| *of_process == uid));
         (exempt.unit.is_some() || exempt.exe.is_some()) && unit && exe && uid
     }
 
-    /// Whether a process runs this program. In another mount namespace a path says nothing.
-    fn runs(&self, process: &Process, exe: &str) -> bool {
-        let ours = self.rules.mount_namespace;
-        process.exe == exe && (ours == 0 || process.mount_namespace == 0 || process.mount_namespace == ours)
-    }
-
     /// Whether a process is this consumer, by unit, or by program and user.
     fn is_of(&self, rule: &ConsumerRule, process: &Process) -> bool {
-        match (&rule.unit, &rule.exe) {
-            (Some(unit), _) => is_in_unit(process, unit),
-            (None, Some(exe)) => {
-                self.runs(process, exe) && rule.uid.is_none_or(|uid| process.uids.contains(&uid))
-            }
-            (None, None) => false,
-        }
+        self.rules.is_of(rule, process)
     }
 
     /// The consumer that a process, or the nearest of its ancestors that is one, belongs to.
@@ -815,6 +805,29 @@ impl Scene<'_> {
             lineage.push(parent.clone());
         }
         lineage
+    }
+}
+
+impl Rules {
+    /// Whether a process is one of the consumers, whose word would count.
+    pub fn name_somebody(&self, process: &Process) -> bool {
+        self.consumers.iter().any(|rule| self.is_of(rule, process))
+    }
+
+    fn is_of(&self, rule: &ConsumerRule, process: &Process) -> bool {
+        match (&rule.unit, &rule.exe) {
+            (Some(unit), _) => is_in_unit(process, unit),
+            (None, Some(exe)) => {
+                self.runs(process, exe) && rule.uid.is_none_or(|uid| process.uids.contains(&uid))
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// Whether a process runs this program. In another mount namespace a path says nothing.
+    fn runs(&self, process: &Process, exe: &str) -> bool {
+        let ours = self.mount_namespace;
+        process.exe == exe && (ours == 0 || process.mount_namespace == 0 || process.mount_namespace == ours)
     }
 }
 

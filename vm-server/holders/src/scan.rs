@@ -216,6 +216,19 @@ impl Proc {
         (number_of(&pidfd) == Some(pid)).then_some(process)
     }
 
+    /// The very process that a pidfd was opened for, as it is now. `None` once it has ended, whoever has its number.
+    pub fn behind(&self, pidfd: &impl AsFd) -> Option<Process> {
+        let pid = number_of(pidfd)?;
+        let process = self.read(pid).ok()??;
+        (number_of(pidfd) == Some(pid) && !process.zombie).then_some(process)
+    }
+
+    /// For how long a process has been there at least. Start times are rounded down.
+    pub fn age(&self, process: &Process) -> Millis {
+        let began = process.id.start.saturating_add(1).saturating_mul(1000) / self.ticks.max(1);
+        boot_clock().since(Millis(began))
+    }
+
     /// Takes what the kernel has queued and reads who it was, before they are gone. `taking` is told of each step: what
     /// it cannot write down is left to the kernel. Readings of this very process are left out.
     pub fn take(&mut self, group: &Group, exact: Option<&mut Exact>, taking: Option<&mut Taking>) -> Look {

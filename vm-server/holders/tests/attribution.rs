@@ -667,8 +667,9 @@ fn a_word_is_believed_only_from_the_consumer_itself_and_where_policy_trusts_it()
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let (web, db) = (world.table.processes[&100].clone(), world.table.processes[&200].clone());
     let dropped = BTreeSet::from([OLD]);
-    let speak =
-        |evidence: &mut Evidence, of: &str, peer| evidence.word(&name(of), peer, NEW, &dropped, &scene);
+    let speak = |evidence: &mut Evidence, of: &str, peer| {
+        evidence.word(&name(of), (peer, APP), NEW, &dropped, &scene)
+    };
     let evidence = &mut world.evidence;
     assert!(matches!(speak(evidence, "nobody", &web), Err(Disbelieved::NotAConsumer(_))));
     assert!(matches!(speak(evidence, "db", &db), Err(Disbelieved::NotTrusted(_))));
@@ -694,9 +695,27 @@ fn two_consumers_that_run_one_program_speak_each_for_itself() {
     }
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let search = &world.table.processes[&200];
-    let mut speak = |of: &str| world.evidence.word(&name(of), search, NEW, &BTreeSet::new(), &scene);
+    let mut speak = |of: &str| world.evidence.word(&name(of), (search, APP), NEW, &BTreeSet::new(), &scene);
     assert!(matches!(speak("billing"), Err(Disbelieved::SomebodyElse { .. })));
     assert_eq!(speak("search"), Ok(()));
+}
+
+#[test]
+fn who_connected_as_another_user_does_not_speak_for_the_program_that_it_became() {
+    let mut world = world();
+    world.consumer("app", None, Some("/usr/bin/app"), Release { by_opening: false, by_word: true });
+    world.rules.consumers[0].uid = Some(APP);
+    world.put(100, 1, |process| process.exe = "/usr/bin/app".into());
+    world.reads(100, OLD, 1);
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    let app = &world.table.processes[&100];
+    let dropped = BTreeSet::from([OLD]);
+    let evidence = &mut world.evidence;
+    let mut speak = |connected_as| evidence.word(&name("app"), (app, connected_as), NEW, &dropped, &scene);
+    assert!(matches!(speak(APP + 1), Err(Disbelieved::SomebodyElse { .. })));
+    // Root gave up its rights after it had connected.
+    assert_eq!(speak(0), Ok(()));
+    assert_eq!(speak(APP), Ok(()));
 }
 
 // Declared evidence
@@ -791,7 +810,7 @@ fn a_version_that_is_current_again_may_be_read_again_by_whoever_had_dropped_it()
     world.evidence.current(Some(NEW), Millis(1_500));
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let peer = world.table.processes[&100].clone();
-    world.evidence.word(&name("app"), &peer, NEW, &BTreeSet::from([OLD]), &scene).unwrap();
+    world.evidence.word(&name("app"), (&peer, APP), NEW, &BTreeSet::from([OLD]), &scene).unwrap();
     world.declare(&ConsumerLife::Process(id));
     assert!(!world.holds(OLD));
     // Rolled back; it reads the old one again, and is silent about it.
@@ -836,7 +855,7 @@ fn the_word_of_a_declared_consumer_releases_it_for_good() {
     world.evidence.current(Some(NEW), Millis(1_500));
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let peer = world.table.processes[&100].clone();
-    world.evidence.word(&name("app"), &peer, NEW, &BTreeSet::from([OLD]), &scene).unwrap();
+    world.evidence.word(&name("app"), (&peer, APP), NEW, &BTreeSet::from([OLD]), &scene).unwrap();
     assert!(!world.holds(OLD));
     world.declare(&ConsumerLife::Process(id));
     assert!(!world.holds(OLD), "it is not named again for the same life");

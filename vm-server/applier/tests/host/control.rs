@@ -124,7 +124,7 @@ impl Host {
         host
     }
 
-    fn binary(config: &Path) -> Command {
+    pub(crate) fn binary(config: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eso-vm-applier"));
         command.arg("--config").arg(config).env("ESO_LOG", "warn").stdin(Stdio::null());
         command.env_remove("NOTIFY_SOCKET");

@@ -6,11 +6,13 @@ mod control;
 
 mod adopting;
 mod disks;
+mod enrolling;
 mod hostile;
 mod kernel;
 mod refusing;
 mod rekeying;
 mod rotating;
+mod speaking;
 mod staging;
 mod superseded;
 mod surviving;
