@@ -880,7 +880,7 @@ impl Stage {
 
     /// Gives a host another address, as its enrolment anew does while the engine runs.
     pub async fn move_host(&self, engine: &Handle, host: HostId, address: &str) {
-        let store = self.store.lock().unwrap().clone().expect("an engine runs");
+        let store = self.store.lock().unwrap().clone().unwrap();
         let moved = store.set_host_address(&host.to_string(), address.to_owned(), None).await;
         moved.unwrap();
         engine.host_changed(host).await.unwrap();
