@@ -514,6 +514,35 @@ fn a_backup_is_no_holder_but_the_same_program_elsewhere_is() {
     assert!(world.holds(OLD), "another user's");
 }
 
+#[test]
+fn what_a_reader_has_started_holds_in_another_cgroup_too() {
+    let mut world = world();
+    let session = |process: &mut Process| process.cgroup = "/user.slice/user-7.slice/session-3.scope".into();
+    let scope = |process: &mut Process| process.cgroup = "/user.slice/user-7.slice/run-9.scope".into();
+    world.put(100, 1, session);
+    // What it had started before it read has nothing of it.
+    world.put(101, 100, scope);
+    world.at(2_000);
+    world.look(Vec::new());
+    world.at(3_000);
+    world.reads(100, OLD, 1);
+    world.at(3_500);
+    world.put(102, 100, scope);
+    world.refresh();
+    world.end(100);
+    world.refresh();
+    assert!(world.holds(OLD), "the child was seen beside its parent");
+    world.at(4_000);
+    world.put(103, 102, scope);
+    world.refresh();
+    world.end(102);
+    world.refresh();
+    assert!(world.holds(OLD), "and what it started");
+    world.end(103);
+    world.refresh();
+    assert!(!world.holds(OLD));
+}
+
 // Reload and reopen
 
 fn reopening(world: &mut World) {
