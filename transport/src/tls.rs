@@ -147,8 +147,8 @@ impl Trust {
         let verifier = client_verifier(&Arc::new(provider()), &authorities, true);
         let verifier = verifier.map_err(|error| error.to_string())?;
         let (leaf, between) = identity.chain.split_first().ok_or("there is no certificate")?;
-        let verified = verifier.verify_client_cert(leaf, between, UnixTime::now());
-        verified.map(|_| ()).map_err(|error| error.to_string())
+        let signed = verifier.verify_client_cert(leaf, between, UnixTime::now());
+        signed.map(|_| ()).map_err(|error| error.to_string())
     }
 }
 

@@ -303,6 +303,7 @@ mod tests {
             status: status.as_bytes().to_vec(),
             cgroup: cgroup.as_bytes().to_vec(),
             exe: b"/usr/bin/\x1b[31mcat".to_vec(),
+            mount_namespace: b"mnt:[4026531841]".to_vec(),
         }
     }
 
@@ -313,6 +314,7 @@ mod tests {
         let stat = format!("41 (x) S 1 1 1\n0 (\x1b[2J) {AFTER_NAME}");
         let process = Process::parse(&text(stat.as_bytes(), "", "")).unwrap();
         assert_eq!((process.parent, process.session, process.id.start), (17, 40, 8891));
+        assert_eq!(process.mount_namespace, 4_026_531_841);
         assert!(!process.describe().chars().any(char::is_control));
     }
 
