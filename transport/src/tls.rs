@@ -140,6 +140,18 @@ fn client_verifier(
     Ok(Arc::new(NarrowClients { chain, pins: trust.pins.clone(), uris: trust.uris.clone() }))
 }
 
+impl Trust {
+    /// Whether one of these authorities signed this certificate for a client, and it is valid now. Else why not.
+    pub fn check_signed(&self, identity: &TlsIdentity) -> Result<(), String> {
+        let authorities = Self { pins: None, uris: None, ..self.clone() };
+        let verifier = client_verifier(&Arc::new(provider()), &authorities, true);
+        let verifier = verifier.map_err(|error| error.to_string())?;
+        let (leaf, between) = identity.chain.split_first().ok_or("there is no certificate")?;
+        let signed = verifier.verify_client_cert(leaf, between, UnixTime::now());
+        signed.map(|_| ()).map_err(|error| error.to_string())
+    }
+}
+
 /// Beyond a valid chain, asks for one of the pinned keys and one of the names.
 #[derive(Debug)]
 struct NarrowClients {

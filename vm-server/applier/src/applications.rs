@@ -59,10 +59,10 @@ impl Speaker {
     /// Whether policy names this process for the set, or for any. Asks of nothing but this process.
     fn is_named(&self, named: &Named, set: Option<&SetName>) -> bool {
         let Some(process) = Proc::new().behind(&self.pidfd) else { return false };
-        let speaks = |policy: &SetPolicy| Rules::of(policy, BTreeSet::new()).name_somebody(&process);
+        let is_in = |policy: &SetPolicy| Rules::of(policy, BTreeSet::new()).name_somebody(&process);
         match set {
-            Some(set) => named.get(set).is_some_and(speaks),
-            None => named.values().any(speaks),
+            Some(set) => named.get(set).is_some_and(is_in),
+            None => named.values().any(is_in),
         }
     }
 

@@ -58,8 +58,8 @@ pub(crate) struct Applier {
     pub(crate) sender_clock: SenderClock,
     pub(crate) next_sequence: u64,
     pub(crate) sent: Option<Sent>,
-    /// Where reports go while the network half is connected.
-    pub(crate) reports: Option<tokio::sync::mpsc::UnboundedSender<Frame>>,
+    /// Where reports go while the network half is connected: the newest counts.
+    pub(crate) reports: Option<tokio::sync::watch::Sender<Option<Frame>>>,
     pub(crate) network_means: Vec<Means>,
     config: PathBuf,
     watch: Watch,
@@ -236,14 +236,14 @@ impl Applier {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Push { frames, answer } => {
+            Input::Push { frames, answer, room } => {
                 let receipts = self.take_orders(&frames);
                 if let Some(frame) = self.report(receipts) {
                     // Whoever asked may be gone; the same is sent as a report then.
-                    let _ = answer.send(frame);
+                    let _ = answer.send((frame, room));
                 }
             }
-            Input::Acknowledged { frame } => self.acknowledged(&frame),
+            Input::Acknowledged { frame, room: _room } => self.acknowledged(&frame),
             Input::Connected { pid, reports, means } => {
                 self.tools.witness.network_is(pid);
                 self.connected(reports, means);

@@ -7,18 +7,22 @@ use lifecycle::{ConsumerName, SetName};
 use protocol::Frame;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::applications::Speaker;
 
 /// One thing to deal with.
 pub(crate) enum Input {
-    /// The orders of one push, and where the signed answer goes.
-    Push { frames: Vec<Frame>, answer: oneshot::Sender<Frame> },
+    /// The orders of one push, and where the signed answer goes. No more than there is room for are taken in.
+    Push {
+        frames: Vec<Frame>,
+        answer: oneshot::Sender<(Frame, OwnedSemaphorePermit)>,
+        room: OwnedSemaphorePermit,
+    },
     /// The control plane's answer to a report.
-    Acknowledged { frame: Frame },
+    Acknowledged { frame: Frame, room: OwnedSemaphorePermit },
     /// The network half, this process, is connected and takes reports here.
-    Connected { pid: Option<i32>, reports: tokio::sync::mpsc::UnboundedSender<Frame>, means: Vec<Means> },
+    Connected { pid: Option<i32>, reports: watch::Sender<Option<Frame>>, means: Vec<Means> },
     /// The network half is gone.
     Disconnected,
     /// What came of an effect that took its time.

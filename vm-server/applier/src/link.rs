@@ -1,16 +1,18 @@
 //! The way to the network half: the applier calls, checks who answers, and calls again for ever.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use protocol::limit::PUSHES_AT_ONCE_MAX;
 use protocol::local::{self, FromApplier, LOCAL_VERSION, ToApplier};
 use protocol::report::Means;
 use protocol::{Frame, HostId, InstallationId};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::input::Input;
@@ -21,6 +23,9 @@ const HELLO_TIME: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Messages of the network half that are in our hands at once, until they are answered and the answer is written: as
+/// many pushes as it has under way. More stay in the socket.
+const TAKEN_IN_MAX: usize = PUSHES_AT_ONCE_MAX;
 /// The user of the network half, where it has one of its own.
 const SERVER_USER: &str = "eso-vm-server";
 
@@ -96,17 +101,20 @@ async fn converse(
     inbox: &Sender<Input>,
     (pid, means): (Option<i32>, Vec<Means>),
 ) -> Result<(), LinkError> {
-    let (reports, mut outgoing_reports) = mpsc::unbounded_channel::<Frame>();
-    let (answers, mut outgoing_answers) = mpsc::unbounded_channel::<(u64, Frame)>();
+    // A report is a whole snapshot: a newer one replaces one that could not be written yet.
+    let (reports, mut outgoing_reports) = watch::channel::<Option<Frame>>(None);
+    let (answers, mut outgoing_answers) = mpsc::unbounded_channel();
+    let rooms = Arc::new(Semaphore::new(TAKEN_IN_MAX));
     hand(inbox, Input::Connected { pid, reports, means })?;
     let reading = async {
         loop {
+            let room = Arc::clone(&rooms).acquire_owned().await.map_err(|_| LinkError::Ended)?;
             match read(&mut reader).await? {
                 ToApplier::Hello { .. } => return Err::<(), LinkError>(LinkError::Unexpected),
-                ToApplier::Acknowledged { ack } => hand(inbox, Input::Acknowledged { frame: ack })?,
+                ToApplier::Acknowledged { ack } => hand(inbox, Input::Acknowledged { frame: ack, room })?,
                 ToApplier::Orders { push, frames } => {
                     let (answer, answered) = oneshot::channel();
-                    hand(inbox, Input::Push { frames, answer })?;
+                    hand(inbox, Input::Push { frames, answer, room })?;
                     let answers = answers.clone();
                     tokio::spawn(async move {
                         if let Ok(report) = answered.await {
@@ -121,12 +129,18 @@ async fn converse(
     let writing = async {
         loop {
             let message = tokio::select! {
-                Some((push, report)) = outgoing_answers.recv() => FromApplier::Answer { push, report },
-                report = outgoing_reports.recv() => match report {
-                    Some(report) => FromApplier::Report { report },
-                    None => return Err::<(), LinkError>(LinkError::Ended),
+                Some((push, (report, room))) = outgoing_answers.recv() => {
+                    (FromApplier::Answer { push, report }, Some(room))
+                }
+                changed = outgoing_reports.changed() => match changed {
+                    Ok(()) => match outgoing_reports.borrow_and_update().clone() {
+                        Some(report) => (FromApplier::Report { report }, None),
+                        None => continue,
+                    },
+                    Err(_) => return Err::<(), LinkError>(LinkError::Ended),
                 },
             };
+            let (message, _room) = message;
             writer.write_all(&message.to_bytes()?).await?;
         }
     };

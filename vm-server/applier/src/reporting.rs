@@ -207,7 +207,7 @@ impl Applier {
     }
 
     fn hand_over(&mut self, frame: Frame) {
-        if self.reports.as_ref().is_some_and(|reports| reports.send(frame).is_err()) {
+        if self.reports.as_ref().is_some_and(|reports| reports.send(Some(frame)).is_err()) {
             self.reports = None;
         }
     }
@@ -225,7 +225,7 @@ impl Applier {
     /// The network half is there (again): it gets the newest report.
     pub(crate) fn connected(
         &mut self,
-        reports: tokio::sync::mpsc::UnboundedSender<Frame>,
+        reports: tokio::sync::watch::Sender<Option<Frame>>,
         means: Vec<Means>,
     ) {
         self.reports = Some(reports);

@@ -100,7 +100,7 @@ pub async fn run_noticing(
     let tools = Tools::new(daemon.clone(), ids, journal, copies, tasks, witness, disk());
     let watch = Watch::new(noticing, inbox.clone());
     let named = tokio::sync::watch::Sender::default();
-    let of_policy = named.subscribe();
+    let heard_of = named.subscribe();
     let config = config.to_owned();
     let beginning = Beginning { tools, identity, keeper, anchor, policy, config, records, watch, named };
     // It blocks, so it has a thread of its own; what it waits for runs on this one.
@@ -122,7 +122,7 @@ pub async fn run_noticing(
         path: socket.clone(),
         source,
     })?;
-    let applications = tokio::spawn(applications::serve(listener, of_policy, inbox.clone()));
+    let applications = tokio::spawn(applications::serve(listener, heard_of, inbox.clone()));
     let link = tokio::spawn(link::serve(daemon.applier_socket(), whoami, inbox.clone()));
     ready();
     stop.await;

@@ -827,7 +827,7 @@ impl Rules {
     /// Whether a process runs this program. In another mount namespace a path says nothing.
     fn runs(&self, process: &Process, exe: &str) -> bool {
         let ours = self.mount_namespace;
-        process.exe == exe && (ours == 0 || process.mount_namespace == 0 || process.mount_namespace == ours)
+        process.exe == exe && process.mount_namespace != 0 && process.mount_namespace == ours
     }
 }
 

@@ -255,13 +255,15 @@ impl LifeState {
             .is_some_and(|told| (told.changing || !was_empty) && told.invocation == *invocation)
     }
 
-    /// The processes of its cgroup; once the invocation has ended, those from before that, with their descendants.
+    /// The processes of its cgroup; once the invocation has ended, those from before that, with their descendants. Of
+    /// what they have started since it read, also what was moved to another cgroup.
     fn of_its_cgroup(&mut self, scene: &Scene<'_>) -> BTreeSet<ProcessId> {
-        let table = scene.table;
+        let (table, since) = (scene.table, self.since);
         let known: Vec<ProcessId> = self.members.iter().copied().collect();
         let Kind::Cgroup { unit, root, id, invocation, ended } = &mut self.kind else {
             return self.members.clone();
         };
+        let moved = |process: &Process| table.began_before(process.id) > since && !scene.never_holds(process);
         let seen = table.cgroups.get(root);
         let told = unit.as_ref().and_then(|unit| scene.units.get(unit));
         let same_cgroup = seen.is_none_or(|seen| seen.id == *id || *id == 0 || seen.id == 0);
@@ -273,10 +275,9 @@ impl LifeState {
         *ended |= !same_cgroup || now.is_some_and(|now| invocation.is_some() && now != invocation.as_ref());
         if !*ended {
             let within = table.processes.values().filter(|process| is_within(&process.cgroup, root));
-            return within
-                .map(|process| process.id)
-                .chain(known.into_iter().filter(|id| table.is_alive(*id)))
-                .collect();
+            let roots = within.map(|process| process.id).chain(known);
+            return table
+                .with_descendants(roots, |process| is_within(&process.cgroup, root) || moved(process));
         }
         // The next invocation has begun in the same cgroup: whoever was there before, seen by us or not, is ours.
         let ended_at = told
@@ -286,7 +287,7 @@ impl LifeState {
             same_cgroup && is_within(&process.cgroup, root) && is_older(process, ended_at, table)
         });
         let roots: Vec<ProcessId> = known.into_iter().chain(older.map(|process| process.id)).collect();
-        table.with_descendants(roots, |process| is_within(&process.cgroup, root))
+        table.with_descendants(roots, |process| is_within(&process.cgroup, root) || moved(process))
     }
 
     /// Its sessions, what it has started, and what its ancestors have started since.

@@ -112,7 +112,7 @@ impl Process {
             name: stat.name,
             kernel: stat.flags & KERNEL_THREAD != 0,
             zombie: matches!(stat.state, b'Z' | b'X' | b'x'),
-            mount_namespace: 0,
+            mount_namespace: namespace(&text.mount_namespace),
         })
     }
 
@@ -162,6 +162,12 @@ fn cgroup(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
     path.strip_suffix(" (deleted)").unwrap_or(path).to_owned()
+}
+
+/// The number of a namespace, from `mnt:[4026531841]`; 0 where it is not known.
+pub(crate) fn namespace(target: &[u8]) -> u64 {
+    let text = std::str::from_utf8(target).ok();
+    text.and_then(|text| text.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok()).unwrap_or(0)
 }
 
 /// Text of a foreign process as it may be shown and logged: printable characters only, and not too many.
@@ -297,6 +303,7 @@ mod tests {
             status: status.as_bytes().to_vec(),
             cgroup: cgroup.as_bytes().to_vec(),
             exe: b"/usr/bin/\x1b[31mcat".to_vec(),
+            mount_namespace: b"mnt:[4026531841]".to_vec(),
         }
     }
 
@@ -307,6 +314,7 @@ mod tests {
         let stat = format!("41 (x) S 1 1 1\n0 (\x1b[2J) {AFTER_NAME}");
         let process = Process::parse(&text(stat.as_bytes(), "", "")).unwrap();
         assert_eq!((process.parent, process.session, process.id.start), (17, 40, 8891));
+        assert_eq!(process.mount_namespace, 4_026_531_841);
         assert!(!process.describe().chars().any(char::is_control));
     }
 

@@ -347,11 +347,7 @@ impl Proc {
 
     fn read(&self, pid: i32) -> io::Result<Option<Process>> {
         let text = ProcessText::read(&self.root, pid)?;
-        let process = Process::parse(&text).map(|mut process| {
-            process.mount_namespace = namespace(&self.root.join(pid.to_string()));
-            process
-        });
-        Ok(process)
+        Ok(Process::parse(&text))
     }
 
     fn pids(&self) -> io::Result<Vec<i32>> {
@@ -442,8 +438,7 @@ fn number_of(pidfd: &impl AsFd) -> Option<i32> {
 
 fn namespace(process: &Path) -> u64 {
     let target = fs::read_link(process.join("ns/mnt")).unwrap_or_default();
-    let number = target.to_str().and_then(|text| text.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok());
-    number.unwrap_or(0)
+    crate::process::namespace(target.as_os_str().as_encoded_bytes())
 }
 
 /// What systemd writes on a unit's cgroup: `trusted.invocation_id`, and since 251 also `user.invocation_id`, which we
@@ -466,12 +461,7 @@ fn cgroup_mount(mountinfo: &str) -> Option<PathBuf> {
 fn of_held(held: &Held) -> Reader {
     let lineage: Option<Vec<Process>> = held.texts.iter().map(Process::parse).collect();
     match lineage {
-        Some(mut lineage) if !lineage.is_empty() => {
-            for process in &mut lineage {
-                process.mount_namespace = namespace(&Path::new("/proc").join(process.id.pid.to_string()));
-            }
-            Reader::Seen(lineage)
-        }
+        Some(lineage) if !lineage.is_empty() => Reader::Seen(lineage),
         _ => Reader::Vanished,
     }
 }

@@ -19,6 +19,8 @@ const OLD: Version = Version::new(1, 1);
 const NEW: Version = Version::new(1, 2);
 const APP: u32 = 1000;
 const DEVICE: u64 = 7;
+/// The mount namespace of PID 1.
+const HOSTS: u64 = 1;
 
 /// A machine whose processes are set by hand. One tick is 10 ms.
 struct World {
@@ -31,7 +33,7 @@ struct World {
 fn world() -> World {
     let mut world = World {
         table: Table { ticks: 100, complete: true, ..Table::default() },
-        rules: Rules::default(),
+        rules: Rules { mount_namespace: HOSTS, ..Rules::default() },
         units: BTreeMap::new(),
         evidence: Evidence::new("boot", Kind::Kernel, "", Millis(0)),
     };
@@ -78,6 +80,7 @@ impl World {
             cgroup: "/".into(),
             exe: format!("/usr/bin/p{pid}"),
             name: format!("p{pid}"),
+            mount_namespace: HOSTS,
             ..Process::default()
         };
         change(&mut process);
@@ -498,9 +501,46 @@ fn a_backup_is_no_holder_but_the_same_program_elsewhere_is() {
     world.reads(101, OLD, 1);
     assert!(world.holds(OLD), "a container's own /usr/bin/backup");
     world.end(101);
+    world.refresh();
+    assert!(!world.holds(OLD));
+    world.put(103, 1, backup(0, 0));
+    world.reads(103, OLD, 1);
+    assert!(world.holds(OLD), "nobody knows whose /usr/bin/backup");
+    world.end(103);
+    world.refresh();
+    assert!(!world.holds(OLD));
     world.put(102, 1, backup(APP, 1));
     world.reads(102, OLD, 1);
     assert!(world.holds(OLD), "another user's");
+}
+
+#[test]
+fn what_a_reader_has_started_holds_in_another_cgroup_too() {
+    let mut world = world();
+    let session = |process: &mut Process| process.cgroup = "/user.slice/user-7.slice/session-3.scope".into();
+    let scope = |process: &mut Process| process.cgroup = "/user.slice/user-7.slice/run-9.scope".into();
+    world.put(100, 1, session);
+    // What it had started before it read has nothing of it.
+    world.put(101, 100, scope);
+    world.at(2_000);
+    world.look(Vec::new());
+    world.at(3_000);
+    world.reads(100, OLD, 1);
+    world.at(3_500);
+    world.put(102, 100, scope);
+    world.refresh();
+    world.end(100);
+    world.refresh();
+    assert!(world.holds(OLD), "the child was seen beside its parent");
+    world.at(4_000);
+    world.put(103, 102, scope);
+    world.refresh();
+    world.end(102);
+    world.refresh();
+    assert!(world.holds(OLD), "and what it started");
+    world.end(103);
+    world.refresh();
+    assert!(!world.holds(OLD));
 }
 
 // Reload and reopen

@@ -21,6 +21,8 @@ pub struct ProcessText {
     pub cgroup: Vec<u8>,
     /// The target of `/proc/PID/exe`; empty where there is none, or we may not know.
     pub exe: Vec<u8>,
+    /// The target of `/proc/PID/ns/mnt`; empty where we may not know.
+    pub mount_namespace: Vec<u8>,
 }
 
 impl ProcessText {
@@ -31,8 +33,11 @@ impl ProcessText {
         let stat = read_capped(&directory.join("stat"))?;
         let cgroup = read_capped(&directory.join("cgroup"))?;
         let status = read_capped(&directory.join("status"))?;
-        let exe = std::fs::read_link(directory.join("exe")).map(|path| path.into_os_string().into_vec());
-        Ok(Self { pid, stat, status, cgroup, exe: exe.unwrap_or_default() })
+        let target = |name: &str| {
+            let target = std::fs::read_link(directory.join(name));
+            target.map(|path| path.into_os_string().into_vec()).unwrap_or_default()
+        };
+        Ok(Self { pid, stat, status, cgroup, exe: target("exe"), mount_namespace: target("ns/mnt") })
     }
 
     /// Whether it belongs to no cgroup but the root one, or there is no cgroup v2 here.

@@ -111,15 +111,24 @@ impl Identity {
         })
     }
 
-    /// The same host with the next certificate. The chain must fit the same key.
+    /// The same host with the next certificate. The chain must fit the same key and come from the same authority:
+    /// whoever answers a renewal has no more than a certificate of the control plane, and nothing in the answer shows
+    /// that root would trust another authority.
     pub(crate) fn renewed(&self, response: EnrolResponse) -> Result<Self, String> {
-        Self::new(Kept {
-            ca_pem: response.ca_pem,
+        if response.ca_pem != self.kept.ca_pem {
+            return Err(
+                "it names another authority than the one that root enrolled this host with".to_owned()
+            );
+        }
+        let next = Self::new(Kept {
             chain_pem: response.chain_pem,
             renew_at: response.renew_at,
             expires_at: response.expires_at,
             ..self.kept.clone()
-        })
+        })?;
+        let signed = next.trust.check_signed(&next.tls);
+        signed.map_err(|error| format!("our authority did not sign it: {error}"))?;
+        Ok(next)
     }
 
     fn new(kept: Kept) -> Result<Self, String> {

@@ -189,6 +189,23 @@ async fn a_certificate_is_renewed_for_the_same_key_and_served_without_a_restart(
 }
 
 #[tokio::test]
+async fn a_renewal_brings_no_other_authority() {
+    let control_plane = ControlPlane::start().await;
+    // Somebody with a stolen key of the control plane answers the first two renewals.
+    control_plane.desk.renew_after_ms.lock().unwrap().extend([0]);
+    let impostors = [true, false].map(|says_so| (world::Authority::new(), says_so));
+    control_plane.desk.impostors.lock().unwrap().extend(impostors);
+    let mut world = World::start_with(control_plane).await;
+    world.server.line_with("another authority").await;
+    world.server.line_with("our authority did not sign it").await;
+    world.server.line_with("the new certificate is in use").await;
+    let kept = std::fs::read_to_string(world.dirs.server_state().join("identity.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(kept["ca_pem"], world.control_plane.desk.authority.pem.as_str());
+    world.whole_road(1).await;
+}
+
+#[tokio::test]
 async fn a_host_that_root_enrols_anew_becomes_the_new_host_when_its_applier_connects() {
     let mut world = World::start().await;
     let before = world.keys.host();

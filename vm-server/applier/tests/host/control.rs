@@ -44,7 +44,7 @@ pub(crate) struct Host {
     version_keys: BTreeMap<Version, [u8; 32]>,
     listener: UnixListener,
     applier: Option<Child>,
-    stream: Option<UnixStream>,
+    pub(crate) stream: Option<UnixStream>,
     pushes: u64,
     /// The newest report.
     pub(crate) report: Option<Report>,
@@ -499,7 +499,7 @@ impl Host {
     }
 }
 
-fn read(stream: &mut UnixStream) -> Option<FromApplier> {
+pub(crate) fn read(stream: &mut UnixStream) -> Option<FromApplier> {
     let mut header = [0; 4];
     stream.read_exact(&mut header).ok()?;
     let mut json = vec![0; local::length(header).unwrap()];

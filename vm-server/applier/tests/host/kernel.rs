@@ -343,6 +343,8 @@ fn who_read_while_we_were_away_is_seen_where_somebody_kept_our_group() {
     host.up();
     let kept = store.take();
     let (mut host, _app) = started(host);
+    // Nothing that it has opened itself is in the kernel's queue any more.
+    host.ask(1);
     host.kill();
     let mut stranger = stranger(&host);
     host.kept = Some(kept);

@@ -7,6 +7,7 @@ mod control;
 mod adopting;
 mod disks;
 mod enrolling;
+mod flooding;
 mod hostile;
 mod kernel;
 mod refusing;

@@ -28,6 +28,7 @@ const ANCESTORS_MAX: usize = 23;
 /// So that a message stays within [`wire`]'s bound, whatever a process does to its own texts.
 const TEXT_BYTES_MAX: usize = 1024;
 const STATUS_BYTES_MAX: usize = 2048;
+const NAMESPACE_BYTES_MAX: usize = 32;
 
 /// The responder, with its socket as standard input and its beat as standard output.
 pub fn respond_on_stdio() -> Result<(), ExactError> {
@@ -190,6 +191,7 @@ fn lineage(pid: i32) -> (Vec<ProcessText>, bool) {
         text.stat.truncate(TEXT_BYTES_MAX);
         text.cgroup.truncate(TEXT_BYTES_MAX);
         text.exe.truncate(TEXT_BYTES_MAX);
+        text.mount_namespace.truncate(NAMESPACE_BYTES_MAX);
         text.status.truncate(STATUS_BYTES_MAX);
         next = if text.is_in_root_cgroup() && next != 1 { text.parent().unwrap_or(0) } else { 0 };
         texts.push(text);

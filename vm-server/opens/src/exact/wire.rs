@@ -80,7 +80,7 @@ pub(super) fn tell_held(control: &OwnedFd, held: &Held) -> io::Result<()> {
     bytes.extend(held.pid.to_ne_bytes());
     for text in &held.texts {
         bytes.extend(text.pid.to_ne_bytes());
-        for part in [&text.stat, &text.status, &text.cgroup, &text.exe] {
+        for part in [&text.stat, &text.status, &text.cgroup, &text.exe, &text.mount_namespace] {
             bytes.extend(u32::try_from(part.len()).unwrap_or(0).to_ne_bytes());
             bytes.extend(part);
         }
@@ -138,6 +138,7 @@ impl Reader<'_> {
                 status: self.part()?,
                 cgroup: self.part()?,
                 exe: self.part()?,
+                mount_namespace: self.part()?,
             });
         }
         Some(Held { inode, opened, accessed, texts, pid, pidfd })
