@@ -230,7 +230,7 @@ mod tests {
         loop {
             match Journal::open(path) {
                 Err(JournalError::Locked(_)) if std::time::Instant::now() < deadline => {
-                    std::thread::yield_now()
+                    std::thread::yield_now();
                 }
                 opened => return opened,
             }
@@ -316,7 +316,7 @@ mod tests {
         let (dir, _, _) = three();
         let path = dir.path().join("journal");
         let first = open(&path).unwrap();
-        assert!(matches!(open(&path), Err(JournalError::Locked(_))));
+        assert!(matches!(Journal::open(&path), Err(JournalError::Locked(_))));
         drop(first);
         open(&path).unwrap();
     }
