@@ -20,7 +20,7 @@ use lifecycle::{EffectId, Epoch, Millis, Order, OrderKind, SetReport, Version};
 use stateright::{Checker, Model, Property};
 use world::{FIRST, Host, Role, World, h, v};
 
-const TIME_MAX: Duration = Duration::from_mins(1);
+const TIME_MAX: Duration = Duration::from_mins(15);
 /// Some 4 KB each: within 2 GB.
 const STATES_MAX: usize = 400_000;
 /// Ways into states, also into those that are known.

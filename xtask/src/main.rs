@@ -46,6 +46,8 @@ enum Task {
 }
 
 fn main() -> anyhow::Result<()> {
+    // Hosts refuse directories that others may write, which is what some users' umask makes of all that is made here.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     match Arguments::parse().task {
         Task::Demo { arguments } => demo::run(&arguments),
         Task::Bench { arguments } => bench::run(&arguments),

@@ -10,6 +10,13 @@ use crate::application::Application;
 use crate::control::{Host, activate, seal, secret, stage, v};
 use crate::rotating::{on_one, policy};
 
+/// As editors do, and as anybody can who owns the directory, whatever the file's mode is.
+fn replace(path: &std::path::Path, content: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, content).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
 #[test]
 fn an_application_that_cannot_use_a_version_takes_its_host_back() {
     let (mut host, app) = on_one(r#"adopt = "restart""#, "");
@@ -75,7 +82,7 @@ places = [{ path = "{app}/password", file = "password", kind = "copy" }]
     // Wait for the policy: the place is not written any more.
     host.order(2, activate(2));
     let place = host.app_dir().join("password");
-    std::fs::write(&place, secret(1)).unwrap();
+    replace(&place, &secret(1));
     let report = host.order(2, seal(1));
     if !report.not_gone.is_empty() {
         assert!(report.not_gone[&v(1)].contains("password"), "{report:#?}");
@@ -123,10 +130,10 @@ places = [
     let drifts = |report: &protocol::report::Report, place: &str| {
         report.notices.iter().any(|notice| notice.code == "drift" && notice.message.contains(place))
     };
-    std::fs::write(host.app_dir().join("one"), "edited").unwrap();
+    replace(&host.app_dir().join("one"), "edited");
     host.until_report("the first repair", |report| drifts(report, "/one"));
     // The second is found by a later look, which finds the first as it should be.
-    std::fs::write(host.app_dir().join("two"), "edited").unwrap();
+    replace(&host.app_dir().join("two"), "edited");
     let report = host.until_report("the second repair", |report| drifts(report, "/two"));
     assert!(drifts(&report, "/one"), "nobody has heard of it yet: {:#?}", report.notices);
     host.acknowledging = true;
