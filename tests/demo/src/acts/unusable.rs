@@ -53,7 +53,7 @@ pub fn play(scene: &mut Scene) -> anyhow::Result<()> {
         &format!("the server accepts version {bad}: only {} cannot use it", canary.name),
     )?;
     scene.control.esoctl(&["rollout", "abort", CREDENTIAL, "--reason", "one application cannot parse it"])?;
-    scene.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL}"));
+    scene.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL} --reason ..."));
     scene.until_retired(bad)?;
     let active = scene.control.credential(CREDENTIAL)?;
     scene.promise(

@@ -86,7 +86,7 @@ pub(super) fn unusable(stage: &mut Stage) -> anyhow::Result<()> {
     let unusable = login_of(stage, &detail, bad)?;
     stage.must_be(true, &unusable, &format!("version {bad}, which only orders.service cannot use"))?;
     stage.control.esoctl(&["rollout", "abort", CREDENTIAL, "--reason", "one application cannot parse it"])?;
-    stage.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL}"));
+    stage.terminal.say(Tone::Person, format!("esoctl rollout abort {CREDENTIAL} --reason ..."));
     stage.until_retired(bad)?;
     let active = stage.control.credential(CREDENTIAL)?;
     stage.promise(
