@@ -341,7 +341,7 @@ impl Applier {
         let busy = self
             .sets
             .values()
-            .any(|set| set.has_old_versions() || set.is_behind() || set.machine().has_open_flip());
+            .any(|set| set.has_to_look() || set.is_behind() || set.machine().has_open_flip());
         let rest = (self.look_took * LOOK_REST).min(LOOK_REST_MAX);
         busy.then(|| self.looked + LOOK_BUSY.max(rest))
     }

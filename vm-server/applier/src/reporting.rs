@@ -35,7 +35,7 @@ impl Applier {
     /// A signed report with these receipts; none when it cannot be made, which is said in the log.
     pub(crate) fn report(&mut self, receipts: Vec<Receipt>) -> Option<Frame> {
         let old = clock::boot().since(self.tools.view.table.taken).0 > 1_000;
-        if old && self.sets.values().any(crate::set::Set::has_old_versions) {
+        if old && self.sets.values().any(crate::set::Set::has_to_look) {
             self.observe();
         }
         let sequence = self.next_number()?;

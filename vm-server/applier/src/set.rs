@@ -591,10 +591,13 @@ impl Set {
     }
 
     /// Whether consumers have to be looked at: somebody whom we could see could hold a version that is not the current
-    /// one, or its seal waits for something.
-    pub(crate) fn has_old_versions(&self) -> bool {
+    /// one, or its seal waits for something, or a reader is about to start.
+    pub(crate) fn has_to_look(&self) -> bool {
         let evidence = &self.record.evidence;
         let old = self.machine().left_behind();
+        if evidence.awaits_a_start() {
+            return true;
+        }
         let is_used = || self.policy.as_ref().is_none_or(|policy| !policy.consumers.is_empty());
         let could_see = || evidence.kind() == Evidence::Kernel || is_used();
         let waits =

@@ -524,6 +524,11 @@ impl Evidence {
         !held && !self.gaps.iter().any(|gap| gap.versions.contains(&version))
     }
 
+    /// Whether somebody for whom PID 1 has read is about to start: the next look may tell who that is.
+    pub fn awaits_a_start(&self) -> bool {
+        self.lives.values().any(LifeState::is_awaited)
+    }
+
     /// The processes whose exit may end a hold or heal a gap: worth a pidfd each.
     pub fn awaited(&self) -> BTreeSet<ProcessId> {
         let of_lives = self.lives.values().flat_map(LifeState::processes);

@@ -169,6 +169,11 @@ impl LifeState {
         }
     }
 
+    /// Whether PID 1 read for it and its first process was not seen yet.
+    pub(crate) const fn is_awaited(&self) -> bool {
+        self.awaited.is_some() || matches!(self.kind, Kind::Coming { .. })
+    }
+
     /// Whether it is the invocation in which its unit lives now. What PID 1 read for the next one may have been charged
     /// to the one before.
     pub(crate) fn is_present_invocation(&self, scene: &Scene<'_>) -> bool {
