@@ -1,7 +1,8 @@
 //! Dies at a chosen step, so that tests can kill the process at every one of them.
 //!
 //! Only with the cargo feature `failpoints`, which no package contains. `ESO_FAILPOINT=k` aborts the process at the
-//! step with that number, counted from 1; with `ESO_FAILPOINT_FROM=FILE` from when that file is there. `ESO_FAILPOINT_FAIL=k` lets the k-th of those that can fail do so, once.
+//! step with that number, counted from 1; with `ESO_FAILPOINT_FROM=FILE` from when that file is there.
+//! `ESO_FAILPOINT_FAIL=k` lets the k-th of those that can fail do so, once.
 //! `ESO_FAILPOINT_LOG=FILE` appends the name of each step, so that an unkilled run says how many there are.
 
 /// One persisted step is about to be taken.

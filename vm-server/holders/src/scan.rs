@@ -197,8 +197,11 @@ impl Proc {
         let living: BTreeSet<ProcessId> = table.processes.values().map(|process| process.id).collect();
         self.not_before.retain(|id, _| living.contains(id));
         if let Some((taken, were_there)) = &self.last {
-            // A start time that says more is enough.
-            let arrived = living.difference(were_there).filter(|id| table.began_by_start(**id) < *taken);
+            // Only within the tick of the look: one that began long before was not to be seen there (`hidepid`, see
+            // proc(5)), which says nothing of when it began.
+            let in_its_tick =
+                |id: &&ProcessId| table.began_by_start(**id) < *taken && *taken < table.began_before(**id);
+            let arrived = living.difference(were_there).filter(in_its_tick);
             for id in arrived {
                 self.not_before.entry(*id).or_insert(*taken);
             }
@@ -242,7 +245,7 @@ impl Proc {
                 break;
             }
             let mut batch = group.read();
-            batch.events.retain(|event| event.pid != self.own);
+            batch.events.retain(|event| !self.is_own(event));
             if let Some(Err(error)) = taking.as_mut().map(|taking| taking.taken(&batch)) {
                 tracing::warn!(%error, "{NOT_WRITTEN}");
             }
@@ -311,6 +314,11 @@ impl Proc {
             tracing::warn!("an opener was let through without being written down");
         }
         look.exact_ended = seen.ended;
+    }
+
+    /// Whether this very process caused an event. One that is gone may have had our number before us.
+    fn is_own(&self, event: &Event) -> bool {
+        event.pid == self.own && event.pidfd.is_some()
     }
 
     /// Who caused an event, if that process still has its number after it was read.
@@ -500,6 +508,36 @@ mod tests {
         assert!(!table.processes.contains_key(&pid));
         assert_eq!(proc.process(own).unwrap().id, table.processes[&own].id);
         assert!(table.began(table.processes[&own].id) <= boot_clock());
+    }
+
+    #[test]
+    fn who_had_our_number_before_us_is_not_us() {
+        let proc = Proc::new();
+        let event = |pid, pidfd| Event {
+            inode: Inode { device: 1, number: 1 },
+            opened: true,
+            accessed: false,
+            pid,
+            pidfd,
+        };
+        let alive = || Some(fs::File::open("/dev/null").unwrap().into());
+        assert!(proc.is_own(&event(proc.own, alive())));
+        assert!(!proc.is_own(&event(proc.own, None)), "the kernel opens no pidfd for one that is gone");
+        assert!(!proc.is_own(&event(proc.own + 1, alive())));
+    }
+
+    #[test]
+    fn who_could_not_be_seen_at_a_look_may_have_begun_long_before() {
+        let mut proc = Proc::new();
+        let hidden = proc.process(proc.own).unwrap();
+        let mut first = proc.table(Detail::Lives);
+        first.processes.remove(&hidden.id.pid);
+        let living = first.processes.values().map(|process| process.id).collect();
+        // As it would be if it had been hidden, a second after it began at the least.
+        let taken = Millis(first.began_by_start(hidden.id).0 + 1_000);
+        proc.last = Some((taken, living));
+        let table = proc.table(Detail::Lives);
+        assert_eq!(table.began(hidden.id), table.began_by_start(hidden.id));
     }
 
     #[test]
