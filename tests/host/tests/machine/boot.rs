@@ -21,11 +21,11 @@ fn after_a_reboot_a_unit_finds_its_set_at_its_start_while_the_control_plane_is_a
     let host = Host::new(ready, "reboot", "restart", &service);
     host.machine.run(&["systemctl", "enable", UNIT]).unwrap();
     host.machine.write(KNOWS_ITS_BOOT.0, KNOWS_ITS_BOOT.1).unwrap();
-    let Host { machine, mut control, directory } = host;
+    let Host { machine, mut control, directory, default_port } = host;
     control.stop();
     machine.power_off().unwrap();
     let machine = Machine::boot(&ready.base, directory.path(), "reboot").unwrap();
-    let mut host = Host { machine, control, directory };
+    let mut host = Host { machine, control, directory, default_port };
     assert_eq!(host.property(UNIT, "Result"), "success");
     assert_eq!(host.property(UNIT, "ActiveState"), "active");
     assert_eq!(host.current(), "v1.1");

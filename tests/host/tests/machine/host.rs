@@ -1,6 +1,8 @@
 //! One host of an installation: a machine with the package, enrolled, and one unit that reads its credential.
 
+use std::cell::Cell;
 use std::net::TcpListener;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use protocol::api::DeliveryPhase;
 use tests_canary::Canaries;
@@ -14,11 +16,16 @@ pub(crate) const UNIT: &str = "orders.service";
 /// Where it reads.
 pub(crate) const PLACE: &str = "/etc/orders/password";
 
+/// The port of a package that nobody has configured yet: all machines share one loopback, so one at a time has it.
+static DEFAULT_PORT: Mutex<()> = Mutex::new(());
+
 pub(crate) struct Host {
     // Before what it needs.
     pub(crate) machine: Machine,
     pub(crate) control: ControlPlane,
     pub(crate) directory: tempfile::TempDir,
+    /// Until it has a port of its own.
+    pub(crate) default_port: Cell<Option<MutexGuard<'static, ()>>>,
 }
 
 impl Host {
@@ -35,7 +42,9 @@ impl Host {
         let control = ControlPlane::start(&ready.package, directory.path());
         let machine = Machine::boot(&ready.base, directory.path(), name).unwrap();
         machine.copy_in(ready.package.deb(), "/root/eso.deb").unwrap();
-        let host = Self { machine, control, directory };
+        // Another test that failed has left nothing of it behind.
+        let default_port = DEFAULT_PORT.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = Self { machine, control, directory, default_port: Cell::new(Some(default_port)) };
         host.install();
         host
     }
@@ -74,6 +83,7 @@ impl Host {
         self.machine.write("/root/bundle.json", &bundle).unwrap();
         self.machine.run(&["eso-vm-applier", "enroll", "--bundle", "/root/bundle.json"]).unwrap();
         self.machine.run(&["systemctl", "restart", "eso-vm-applier", "eso-vm-server"]).unwrap();
+        drop(self.default_port.take());
     }
 
     /// One property of a unit.
