@@ -841,8 +841,8 @@ fn a_start_in_the_tick_of_the_flip_holds_the_old_version_without_such_a_look() {
     assert!(world.holds(OLD) && world.holds(NEW));
 }
 
-#[test]
-fn a_version_that_is_current_again_may_be_read_again_by_whoever_had_dropped_it() {
+/// Its consumer said that it is on the new version and has dropped the old one.
+fn dropped_the_old_one() -> (World, ProcessId) {
     let mut world = declared();
     world.rules.consumers[0].release.by_word = true;
     let id = world.put(100, 1, |_| {});
@@ -851,6 +851,12 @@ fn a_version_that_is_current_again_may_be_read_again_by_whoever_had_dropped_it()
     let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
     let peer = world.table.processes[&100].clone();
     world.evidence.word(&name("app"), (&peer, APP), NEW, &BTreeSet::from([OLD]), &scene).unwrap();
+    (world, id)
+}
+
+#[test]
+fn a_version_that_is_current_again_may_be_read_again_by_whoever_had_dropped_it() {
+    let (mut world, id) = dropped_the_old_one();
     world.declare(&ConsumerLife::Process(id));
     assert!(!world.holds(OLD));
     // Rolled back; it reads the old one again, and is silent about it.
@@ -888,14 +894,7 @@ fn a_life_that_cannot_be_told_is_a_gap_until_it_can() {
 
 #[test]
 fn the_word_of_a_declared_consumer_releases_it_for_good() {
-    let mut world = declared();
-    world.rules.consumers[0].release.by_word = true;
-    let id = world.put(100, 1, |_| {});
-    world.declare(&ConsumerLife::Process(id));
-    world.evidence.current(Some(NEW), Millis(1_500));
-    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
-    let peer = world.table.processes[&100].clone();
-    world.evidence.word(&name("app"), (&peer, APP), NEW, &BTreeSet::from([OLD]), &scene).unwrap();
+    let (mut world, id) = dropped_the_old_one();
     assert!(!world.holds(OLD));
     world.declare(&ConsumerLife::Process(id));
     assert!(!world.holds(OLD), "it is not named again for the same life");

@@ -50,17 +50,8 @@ fn readers_are_seen_and_their_version_lives_until_they_let_go() {
     let (mut host, app) = on_one(r#"adopt = "restart""#);
     let report = host.db();
     assert_eq!(report.evidence, Evidence::Kernel, "{:#?}", host.report.as_ref().unwrap().means);
-    // A reader that no policy names: it keeps the value in memory and no descriptor.
-    let script = r#"IFS= read -r value < "$1" || [ -n "$value" ]; echo read; read _"#;
-    let mut stranger = Command::new("setsid")
-        .args(["/bin/bash", "-c", script, "stranger"])
-        .arg(host.app_dir().join("password"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = [0; 5];
-    stranger.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    // It keeps the value in memory and no descriptor.
+    let mut stranger = stranger(&host);
     host.roll_out(2, 2);
     assert_eq!(app.loaded(), Some(secret(2)));
     let report = host.order(2, seal(1));
