@@ -24,7 +24,7 @@ use crate::cli::{self, Cli, Command, Format, LabelChange};
 use crate::client::{Client, ClientError};
 use crate::exit::Exit;
 use crate::follow;
-use crate::print::{print, say};
+use crate::print::{print, say, write};
 use crate::progress::Watched;
 use crate::settings::Settings;
 use crate::table::Shown;
@@ -38,7 +38,9 @@ struct Act<'a, 'b> {
 
 pub(crate) async fn act(cli: Cli, streams: &mut Streams<'_>) -> Result<Exit, ClientError> {
     if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "esoctl", &mut streams.out);
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "esoctl", &mut script);
+        write(streams, &script)?;
         return Ok(Exit::Done);
     }
     let client = Client::new(Settings::read(&cli.connection)?)?;

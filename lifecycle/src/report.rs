@@ -28,6 +28,17 @@ pub enum Evidence {
     Kernel,
 }
 
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Declared => "declared",
+            Self::Reported => "reported",
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
 /// The snapshot of one set on one target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

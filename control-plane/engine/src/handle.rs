@@ -68,7 +68,12 @@ impl HandleError {
     pub fn problem(&self) -> Problem {
         let text = self.to_string();
         match self {
-            Self::Missing(_) => Problem::new(404, "not_found", text, "list what there is with esoctl"),
+            Self::Missing(_) => Problem::new(
+                404,
+                "not_found",
+                text,
+                "compare the name with `esoctl credential list` and `esoctl host list`",
+            ),
             Self::Refused { code, action, .. } => Problem::new(409, code.clone(), text, action.clone()),
             Self::Report { code, .. } => {
                 Problem::new(403, *code, text, "see the host's log, and enrol it again if its key changed")

@@ -356,6 +356,7 @@ impl World {
             return;
         };
         owned.again.remove(&effect);
+        owned.note_failure(effect, crate::world::failure(&event));
         let revoked = match &event {
             Event::Revoked { outcome: lifecycle::credential::Outcome::Done, .. } => {
                 let kinds =
@@ -694,6 +695,8 @@ impl World {
         // Without its backend nothing can be asked; it is tried again when the resource is right.
         let Some(equipment) = owned.equipment.clone() else {
             owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
+            let why = "its backend cannot be used: see the resource faults in `esoctl status`";
+            owned.note_failure(effect.id, Some(why.to_owned()));
             return;
         };
         let makers = self.makers.as_ref();
@@ -711,6 +714,7 @@ impl World {
             Err(error) => {
                 tracing::warn!(credential = %name, %error, "the backend where a version was made cannot be used");
                 owned.again.insert(effect.id, (Instant::now() + AGAIN_MAX, 0));
+                owned.note_failure(effect.id, Some(error.to_string()));
                 return;
             }
         };

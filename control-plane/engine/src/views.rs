@@ -75,7 +75,13 @@ pub(crate) async fn audit_page(
 
 impl World {
     fn find(&self, name: &CredentialName) -> Result<&Owned, HandleError> {
-        self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))
+        self.owned.get(name).ok_or_else(|| {
+            let refused = match self.resources.faults.len() {
+                0 => String::new(),
+                some => format!(" ({some} resources were refused: see `esoctl status`)"),
+            };
+            HandleError::Missing(format!("credential {name}{refused}"))
+        })
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -201,7 +207,7 @@ impl World {
             credential: name.clone(),
             version,
             phase: rollout_phase(&rollout),
-            reason: rollout.halted.clone().or(waits),
+            reason: rollout.halted.clone().or_else(|| owned.waits_for_backend()).or(waits),
             started_at: Some(self.clock.wall(rollout.since)),
             deliveries: self.deliveries(owned, version),
             figures: owned.figures(version),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use backends::SpecError;
-use lifecycle::credential::Credential;
+use lifecycle::credential::{Credential, EffectKind, Event, Outcome};
 use lifecycle::{CredentialName, EffectId, Epoch, SetName, TargetId, Version};
 use protocol::report::{self, Notice};
 use protocol::{HostId, InstallationId, UnixMillis, VerifyingKey};
@@ -81,6 +81,8 @@ pub(crate) struct Owned {
     pub(crate) running: BTreeSet<EffectId>,
     /// Effects that are carried out again later, without the core's word: silence is no outcome of theirs.
     pub(crate) again: BTreeMap<EffectId, (Instant, u32)>,
+    /// Of effects that failed and are tried on: what was said last.
+    pub(crate) failing: BTreeMap<EffectId, String>,
     /// Hosts whose lane has something of it.
     pub(crate) lanes: BTreeSet<HostId>,
     /// Store targets at work.
@@ -141,6 +143,7 @@ impl Owned {
             places: Vec::new(),
             running: BTreeSet::new(),
             again: BTreeMap::new(),
+            failing: BTreeMap::new(),
             lanes: BTreeSet::new(),
             at_store: BTreeSet::new(),
             store_again: BTreeMap::new(),
@@ -154,6 +157,28 @@ impl Owned {
 
     pub(crate) fn set(&self) -> &SetName {
         &self.kept.plan.credential.set
+    }
+
+    /// Notes what an effect that is tried on failed with; nothing when it did not fail. Who looks wants to know why
+    /// nothing moves, long before it counts as stuck.
+    pub(crate) fn note_failure(&mut self, effect: EffectId, why: Option<String>) {
+        let wanted: BTreeSet<EffectId> = self.kept.state.outbox().map(|effect| effect.id).collect();
+        self.failing.retain(|id, _| wanted.contains(id) && *id != effect);
+        self.failing.extend(why.map(|why| (effect, why)));
+    }
+
+    /// What the rollout waits for at the backend.
+    pub(crate) fn waits_for_backend(&self) -> Option<String> {
+        self.kept.state.outbox().find_map(|effect| {
+            let what = match effect.kind {
+                EffectKind::Preflight => "preflight",
+                EffectKind::Mint { .. } => "mint",
+                EffectKind::Verify { .. } => "verify",
+                _ => return None,
+            };
+            let why = self.failing.get(&effect.id)?;
+            Some(format!("{what} failed and is tried again: {why}"))
+        })
     }
 
     /// A version is about to be made where the present resource says. True when that is news.
@@ -246,6 +271,16 @@ impl Owned {
     /// The dead versions that a target is to be told of.
     pub(crate) fn dead(&self, target: &TargetId) -> BTreeSet<Version> {
         protocol::order::newest_dead(&self.kept.state.dead_on(target))
+    }
+}
+
+/// What an effect failed with, when it is tried on.
+pub(crate) fn failure(event: &Event) -> Option<String> {
+    match event {
+        Event::Preflighted { outcome: Outcome::Failed(why), .. }
+        | Event::Minted { outcome: Outcome::Failed(why), .. }
+        | Event::Verified { outcome: Outcome::Failed(why), .. } => Some(why.clone()),
+        _ => None,
     }
 }
 

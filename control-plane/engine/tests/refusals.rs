@@ -1,10 +1,10 @@
-//! An order that a host refuses is counted by its reason and told in the audit log.
+//! What a host or a backend refuses is told: shown, counted by its reason, and in the audit log once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of the shared fakes")]
 
 mod fakes;
 
-use fakes::{Stage, until};
+use fakes::{Stage, name, settled, until};
 use lifecycle::{Epoch, Generation, SetName, Version};
 use protocol::FrameDigest;
 use protocol::api::HostPhase;
@@ -151,5 +151,24 @@ async fn what_a_host_wants_an_operator_to_know_is_shown_and_audited_each_time_th
     let told: Vec<_> = told.map(|entry| entry.detail.split(' ').nth(1).unwrap().to_owned()).collect();
     let expected = ["/etc/orders/password1", "/etc/orders/password2", "/etc/orders/password1"];
     assert_eq!(told, expected);
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_waits_for_its_backend_says_what_the_backend_said() {
+    let stage = Stage::new(1).await;
+    stage.server.lock().unwrap().unfit = Some("the secret file is not there");
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the rollout says why nothing moves", async |h| {
+        let Ok(Some(rollout)) = h.rollout(&name()).await else { return false };
+        rollout.reason.is_some_and(|reason| {
+            reason == "preflight failed and is tried again: the secret file is not there"
+        })
+    })
+    .await;
+    stage.server.lock().unwrap().unfit = None;
+    until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    drop(handle);
     stage.kill(engine).await;
 }

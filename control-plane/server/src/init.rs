@@ -24,6 +24,14 @@ pub enum InitError {
         /// What the system says.
         why: std::io::Error,
     },
+    /// A file that is there already.
+    #[error("failed to read {path}: {why}; check owner and mode")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        why: std::io::Error,
+    },
     /// The key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -36,6 +44,16 @@ pub enum InitError {
     /// The first admin.
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    /// It was begun with another address.
+    #[error(
+        "{config} names another server than {url}: correct its line `server`, or give the --url of the first run"
+    )]
+    OtherServer {
+        /// The admin's configuration.
+        config: PathBuf,
+        /// What was asked for now.
+        url: String,
+    },
     /// The admin's key.
     #[error("failed to make the admin's key: {0}")]
     AdminKey(String),
@@ -67,6 +85,8 @@ pub async fn init(settings: &settings::Init) -> Result<Initialised, InitError> {
     // The configuration is written last, so its absence says that the admin is not complete.
     if !esoctl_config.exists() {
         make_admin(settings, &identities, &esoctl_config).await?;
+    } else if !names_server(&esoctl_config, &settings.url)? {
+        return Err(InitError::OtherServer { config: esoctl_config, url: settings.url.clone() });
     }
     Ok(Initialised { installation: identities.installation(), esoctl_config, key_file })
 }
@@ -97,11 +117,21 @@ async fn make_admin(
     write(&directory.join("cert.pem"), certificate.as_bytes())?;
     write(&directory.join("ca.pem"), identities.authority().certificate_pem().as_bytes())?;
     let text = format!(
-        "# For esoctl: `esoctl --config {}`, or copy this directory and set ESOCTL_CONFIG.\nserver = {:?}\nca = \"ca.pem\"\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n",
+        "# For esoctl: `esoctl --config {}`, or copy this directory and set ESOCTL_CONFIG.\n{}\nca = \"ca.pem\"\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n",
         config.display(),
-        settings.url
+        server_line(&settings.url)
     );
     write(config, text.as_bytes())
+}
+
+fn names_server(config: &Path, url: &str) -> Result<bool, InitError> {
+    let text = std::fs::read_to_string(config);
+    let text = text.map_err(|why| InitError::Read { path: config.to_owned(), why })?;
+    Ok(text.lines().any(|line| line == server_line(url)))
+}
+
+fn server_line(url: &str) -> String {
+    format!("server = {url:?}")
 }
 
 pub(crate) fn make_directory(path: &Path) -> Result<(), InitError> {

@@ -6,7 +6,7 @@ mod world;
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use eso_control_plane::settings::{Backup, Restore};
+use eso_control_plane::settings::{Backup, Init, Restore};
 use eso_control_plane::{ServeError, backup, restore, serve};
 use esoctl::{Exit, Streams};
 use protocol::api::{AuditPage, BackedUp, Changes, Status};
@@ -69,6 +69,19 @@ async fn a_directory_is_made_once_and_init_again_changes_nothing() {
         let mode = std::fs::metadata(directory.path().join("data").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }
+}
+
+#[tokio::test]
+async fn init_again_with_another_address_says_what_to_correct() {
+    let directory = tempfile::tempdir().unwrap();
+    init(&directory).await;
+    let url = "https://cp.example.org:8443".to_owned();
+    let other = Init { data: data(&directory), admin: "admin".to_owned(), url, root_key: None };
+    let told = eso_control_plane::init(&other).await.unwrap_err().to_string();
+    let config = directory.path().join("data/admin/esoctl.toml");
+    assert!(told.contains(&config.display().to_string()) && told.contains("`server`"), "{told}");
+    let kept = std::fs::read_to_string(config).unwrap();
+    assert!(kept.contains("https://localhost:1"), "{kept}");
 }
 
 #[tokio::test]

@@ -402,7 +402,8 @@ fn backend_quiet(look: &Look<'_>, tell: &mut Tell<'_>) {
         None => tell.say(None, || "the backend's sessions have not been counted yet".into()),
         Some(sample) => {
             if let Some(sessions) = sample.sessions.filter(|sessions| *sessions > 0) {
-                tell.say(None, || format!("{sessions} sessions at the backend"));
+                let what = if sessions == 1 { "session" } else { "sessions" };
+                tell.say(None, || format!("{sessions} {what} at the backend"));
             }
         }
     }
@@ -413,7 +414,7 @@ fn evidence(look: &Look<'_>, tell: &mut Tell<'_>) {
     for (id, target) in look.left() {
         let has = target.report.as_ref().map(|r| r.evidence).unwrap_or_default();
         if has < demanded {
-            tell.say(Some(id), || format!("evidence is {has:?}, and {demanded:?} is demanded"));
+            tell.say(Some(id), || format!("evidence is {has}, and {demanded} is demanded"));
         }
     }
 }

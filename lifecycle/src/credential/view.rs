@@ -335,5 +335,17 @@ fn note(target: &Target) -> Option<String> {
     }
     let adopting = target.intent.as_ref().is_some_and(|i| i.course == Course::Adopt);
     let late = report.consumers.iter().find(|(_, c)| c.state != ConsumerState::Settled);
-    late.filter(|_| adopting).map(|(name, consumer)| format!("{name} is {:?}", consumer.state))
+    late.filter(|_| adopting).map(|(name, consumer)| format!("{name} {}", how(consumer.state)))
+}
+
+const fn how(state: ConsumerState) -> &'static str {
+    match state {
+        ConsumerState::Waiting => "is being told of it",
+        ConsumerState::Postponed => "waits for its window, its next start or a person",
+        ConsumerState::Settling => "has it, within its settle time",
+        ConsumerState::Settled => "has it",
+        ConsumerState::Idle => "does not run",
+        ConsumerState::Failed => "did not come up on it",
+        ConsumerState::NotTheCredential => "is unhealthy, and was so before",
+    }
 }

@@ -36,6 +36,8 @@ pub struct Server {
     /// Operations that were refused once already, when every one is to fail once.
     failed: BTreeSet<(&'static str, EffectId)>,
     pub fail_once: bool,
+    /// What its preflight says, as long as it fails.
+    pub unfit: Option<&'static str>,
     /// The store was reverted, so it may ask for what it no longer knows that it has.
     pub reverted: bool,
     /// It holds one version only.
@@ -80,7 +82,11 @@ impl Generator for FakeGenerator {
     }
 
     fn preflight<'a>(&'a self, mark: &'a Mark) -> Answer<'a, ()> {
-        Box::pin(async move { self.once("preflight", mark.effect) })
+        Box::pin(async move {
+            let unfit = self.0.lock().unwrap().unfit;
+            unfit.map_or(Ok(()), |why| Err(Failure::retry(why)))?;
+            self.once("preflight", mark.effect)
+        })
     }
 
     fn new_value(&self, effect: EffectId) -> Result<SecretValue, Failure> {
