@@ -59,6 +59,25 @@ fn a_slow_holder_is_named_and_keeps_the_old_version_alive() {
 }
 
 #[test]
+fn a_host_that_has_stopped_answering_is_shown_with_what_it_was_told() {
+    let mut world = World::on_one(2, policy());
+    let note = |world: &World| {
+        let target = world.credential().targets().find(|view| view.target == h(1));
+        target.and_then(|view| view.note)
+    };
+    assert_eq!(note(&world), None);
+    // Nobody knows yet that it is away.
+    world.host(1).up = false;
+    world.rotate();
+    world.pump();
+    assert_eq!(note(&world).as_deref(), Some("was told to stage 2, and has not said yet that it did"));
+    world.host(1).up = true;
+    world.hear_all();
+    world.settle();
+    assert_eq!(note(&world), None, "{}", world.picture());
+}
+
+#[test]
 fn a_pair_mints_the_next_only_once_the_older_one_passed_its_gate() {
     let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));
     assert_eq!(world.role(v(1)), Some(Role::Alive), "its revocation is the next mint: {}", world.picture());

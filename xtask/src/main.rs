@@ -1,4 +1,4 @@
-//! `cargo xtask`: the one entry for the demo, the tests, the figures and the packages.
+//! `cargo xtask`: the one entry for the demo, the tests and the figures.
 
 #![allow(clippy::print_stdout, reason = "this program speaks to a person in a terminal")]
 

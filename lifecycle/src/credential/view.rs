@@ -335,7 +335,22 @@ fn note(target: &Target) -> Option<String> {
     }
     let adopting = target.intent.as_ref().is_some_and(|i| i.course == Course::Adopt);
     let late = report.consumers.iter().find(|(_, c)| c.state != ConsumerState::Settled);
-    late.filter(|_| adopting).map(|(name, consumer)| format!("{name} {}", how(consumer.state)))
+    let late = late.filter(|_| adopting).map(|(name, consumer)| format!("{name} {}", how(consumer.state)));
+    late.or_else(|| unanswered(target))
+}
+
+/// What the target was told and has not said yet that it did.
+fn unanswered(target: &Target) -> Option<String> {
+    let intent = target.intent.as_ref()?;
+    let version = intent.version;
+    let (order, reached) = match (intent.course, delivery(target, version)) {
+        (Course::Stage, at) => ("stage", at != Delivery::Pending),
+        (Course::Arm(_), at) => ("arm", !matches!(at, Delivery::Pending | Delivery::Staged)),
+        (Course::Activate | Course::Back, _) => ("flip to", target.current() == Some(version)),
+        (Course::Adopt | Course::Disarm, _) => return None,
+    };
+    let waits = target.connected && !reached;
+    waits.then(|| format!("was told to {order} {version}, and has not said yet that it did"))
 }
 
 const fn how(state: ConsumerState) -> &'static str {

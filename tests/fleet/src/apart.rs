@@ -9,6 +9,9 @@ use std::process::{Command, ExitStatus, Stdio};
 /// Set for the inner run.
 const INSIDE: &str = "ESO_FLEET_APART";
 
+/// Without root, root of a new user namespace makes the rest. See there.
+const OWN_ROOT: &str = include_str!("own-root.sh");
+
 /// Runs the calling test once more in namespaces of its own, by its name. True when that was done, and passed: the
 /// caller returns then. False inside, and where there are no namespaces to be had.
 ///
@@ -19,27 +22,34 @@ pub fn apart(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return false;
     }
-    let mut flags = vec!["--pid", "--fork", "--kill-child", "--mount-proc"];
-    if !nix::unistd::geteuid().is_root() {
-        flags.extend(["--user", "--map-current-user"]);
-    }
-    let possible = Command::new("unshare").args(&flags).arg("true").stderr(Stdio::null()).status();
+    let possible = in_namespaces().arg("true").stderr(Stdio::null()).status();
     if !possible.is_ok_and(|status| status.success()) {
         println!("no namespaces of its own: the test runs beside everything else on this machine");
         return false;
     }
-    let program = std::env::current_exe();
-    let status = program.and_then(|program| {
-        Command::new("unshare")
-            .args(&flags)
-            .arg(program)
-            .args([test, "--exact", "--nocapture"])
-            .env(INSIDE, "1")
-            .status()
+    let status = std::env::current_exe().and_then(|program| {
+        in_namespaces().arg(program).args([test, "--exact", "--nocapture"]).env(INSIDE, "1").status()
     });
     assert!(
         status.as_ref().is_ok_and(ExitStatus::success),
         "{test} failed in its own namespaces: {status:?}"
     );
     true
+}
+
+/// Runs what is added to it.
+fn in_namespaces() -> Command {
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--pid", "--fork", "--kill-child"]);
+    if user.is_root() {
+        unshare.arg("--mount-proc");
+    } else {
+        unshare.args(["--mount", "--user", "--map-root-user", "sh", "-c", OWN_ROOT, "own-root"]);
+        unshare.args([user.to_string(), group.to_string()]);
+        // `pivot_root` stands where only root looks.
+        let path = std::env::var("PATH").unwrap_or_default();
+        unshare.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    }
+    unshare
 }

@@ -350,7 +350,8 @@ impl Set {
         match flipped {
             Ok(()) => {
                 self.note_flip(version);
-                self.places_due = true;
+                // The set's own directory is watched, so that its files are looked at in a moment.
+                self.places_due |= self.policy.as_ref().is_some_and(|policy| !policy.places.is_empty());
                 // Who runs now is written down before anybody is restarted.
                 tools.recheck |= self.policy.as_ref().is_some_and(|policy| !policy.consumers.is_empty());
                 HostEvent::Flipped { version }
