@@ -1,8 +1,8 @@
 //! A test in process and mount namespaces of its own.
 //!
 //! Every applier looks at all processes of its machine, several times a second while an old version may be in use.
-//! With hundreds of appliers on one machine that is most of what a test costs, so where the kernel permits, the
-//! machine of a test holds its own processes only, which also takes all of them along when it ends.
+//! With hundreds of appliers on one machine that is most of what a test costs, so the machine of a test holds its own
+//! processes only, which also takes all of them along when it ends.
 
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -12,8 +12,8 @@ const INSIDE: &str = "ESO_FLEET_APART";
 /// Without root, root of a new user namespace makes the rest. See there.
 const OWN_ROOT: &str = include_str!("own-root.sh");
 
-/// Runs the calling test once more in namespaces of its own, by its name. True when that was done, and passed: the
-/// caller returns then. False inside, and where there are no namespaces to be had.
+/// Runs the calling test once more in namespaces of its own, by its name. True when that was done, and passed, and
+/// where there are no namespaces to be had, so that the test is left out: the caller returns then. False inside.
 ///
 /// # Panics
 ///
@@ -24,8 +24,9 @@ pub fn apart(test: &str) -> bool {
     }
     let possible = in_namespaces().arg("true").stderr(Stdio::null()).status();
     if !possible.is_ok_and(|status| status.success()) {
-        println!("no namespaces of its own: the test runs beside everything else on this machine");
-        return false;
+        let needs = "needs root, or a kernel that lets everybody have user namespaces";
+        tests_needs::left_out(&format!("{test}: {needs}"));
+        return true;
     }
     let status = std::env::current_exe().and_then(|program| {
         in_namespaces().arg(program).args([test, "--exact", "--nocapture"]).env(INSIDE, "1").status()
