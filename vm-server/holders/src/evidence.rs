@@ -7,63 +7,18 @@ use lifecycle::{ConsumerName, Evidence as Kind, GapId, HolderId, Millis, Version
 use opens::Inode;
 use serde::{Deserialize, Serialize};
 
-use crate::belongs::Belongs;
+use crate::charge::{Charged, charge};
+use crate::declared::{ConsumerLife, declared_life, life_of_peer};
 use crate::gap::{self, GapState};
 use crate::life::LifeState;
 use crate::process::{Process, ProcessId, Table, printable};
-use crate::rules::{ConsumerRule, Exempt, Release, Rules};
+use crate::rules::{ConsumerRule, Release};
 use crate::scan::{Look, Reader, Sighting};
+use crate::scene::Scene;
 use crate::sweep::Traces;
 
 /// Above this many, gaps are merged, so that a reader that vanishes every minute does not fill the journal.
 const GAPS_MAX: usize = 8;
-
-/// What the caller knows at one look.
-#[derive(Debug, Clone, Copy)]
-pub struct Scene<'a> {
-    /// All processes.
-    pub table: &'a Table,
-    /// Who is who.
-    pub rules: &'a Rules,
-    /// What systemd says of units, by name. A unit that is missing here is known by its cgroup only.
-    pub units: &'a BTreeMap<String, UnitLife>,
-}
-
-/// What systemd says of a unit.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UnitLife {
-    /// Its invocation, in hex; `None` while it is inactive.
-    pub invocation: Option<String>,
-    /// When the invocation before this one had ended (`InactiveEnterTimestampMonotonic`), on the boot clock, 0 when
-    /// there was none. Not when this one began: systemd notes that after it has forked. Without it processes that
-    /// outlive a restart cannot be told from new ones, and the old version is kept.
-    pub earlier_ended: Option<Millis>,
-    /// It is starting, stopping or reloading: between two of its programs nobody may be there, and what one has read
-    /// the next may have.
-    pub changing: bool,
-}
-
-/// The present life of a consumer that policy names, where evidence is `declared`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConsumerLife {
-    /// This process, proven by pid file, program and user, and what it starts.
-    Process(ProcessId),
-    /// A unit in one invocation.
-    Unit {
-        /// Its name.
-        name: String,
-        /// Its main process, where it has one.
-        main: Option<ProcessId>,
-        /// The invocation, in hex.
-        invocation: String,
-        /// When it began, on the boot clock.
-        began: Millis,
-    },
-    /// It does not run.
-    NotRunning,
-    /// It cannot be told, for this reason.
-    Unknown(String),
-}
 
 /// A file of a version, at one of its places.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -168,13 +123,6 @@ struct Readings {
 
 /// Who holds what by which processes, and which gaps have which candidates.
 type Shape = (Vec<(Version, HolderId, BTreeSet<ProcessId>)>, Vec<(Option<GapId>, BTreeSet<ProcessId>)>);
-
-/// To whom a reading is charged.
-enum Charged {
-    Lives(Vec<(HolderId, LifeState)>),
-    Nobody,
-    Unknown(String),
-}
 
 impl Evidence {
     /// Of a set of which nothing is visible before `now`. `why` says why evidence is not stronger, if it is not
@@ -756,170 +704,10 @@ impl Evidence {
     }
 }
 
-impl Scene<'_> {
-    /// A process that never counts: the kernel's, PID 1, ours, and what policy says is no consumer.
-    pub(crate) fn never_holds(&self, process: &Process) -> bool {
-        process.kernel || process.id.pid == 1 || self.is_ours(process) || self.is_exempt(process)
-    }
-
-    fn is_ours(&self, process: &Process) -> bool {
-        self.rules.ours.contains(&process.id)
-    }
-
-    fn is_exempt(&self, process: &Process) -> bool {
-        self.rules.exempt.iter().any(|exempt| self.matches(exempt, process))
-    }
-
-    fn matches(&self, exempt: &Exempt, process: &Process) -> bool {
-        let unit = exempt.unit.as_ref().is_none_or(|unit| is_in_unit(process, unit));
-        let exe = exempt.exe.as_ref().is_none_or(|exe| self.rules.runs(process, exe));
-        let uid = exempt.uid.is_none_or(|uid| process.uids.iter().all(|of_process| *of_process == uid));
-        (exempt.unit.is_some() || exempt.exe.is_some()) && unit && exe && uid
-    }
-
-    /// Whether a process is this consumer, by unit, or by program and user.
-    fn is_of(&self, rule: &ConsumerRule, process: &Process) -> bool {
-        self.rules.is_of(rule, process)
-    }
-
-    /// The consumer that a process, or the nearest of its ancestors that is one, belongs to.
-    fn consumer_of(&self, lineage: &[Process]) -> Option<&ConsumerRule> {
-        self.named_by_pid_file(lineage).or_else(|| {
-            lineage
-                .iter()
-                .find_map(|process| self.rules.consumers.iter().find(|rule| self.is_of(rule, process)))
-        })
-    }
-
-    /// The same, by what pid files say: several consumers may run one program.
-    fn named_by_pid_file(&self, lineage: &[Process]) -> Option<&ConsumerRule> {
-        lineage.iter().find_map(|process| {
-            self.rules.consumers.iter().find(|rule| {
-                self.rules.main_pids.get(&rule.name) == Some(&process.id.pid) && self.is_of(rule, process)
-            })
-        })
-    }
-
-    /// A process and its ancestors, as far as they are in the table.
-    fn lineage(&self, process: &Process) -> Vec<Process> {
-        let mut lineage = vec![process.clone()];
-        while let Some(parent) = lineage.last().and_then(|last| self.table.processes.get(&last.parent)) {
-            if lineage.iter().any(|known| known.id == parent.id) {
-                break;
-            }
-            lineage.push(parent.clone());
-        }
-        lineage
-    }
-}
-
-impl Rules {
-    /// Whether a process is one of the consumers, whose word would count.
-    pub fn name_somebody(&self, process: &Process) -> bool {
-        self.consumers.iter().any(|rule| self.is_of(rule, process))
-    }
-
-    fn is_of(&self, rule: &ConsumerRule, process: &Process) -> bool {
-        match (&rule.unit, &rule.exe) {
-            (Some(unit), _) => is_in_unit(process, unit),
-            (None, Some(exe)) => {
-                self.runs(process, exe) && rule.uid.is_none_or(|uid| process.uids.contains(&uid))
-            }
-            (None, None) => false,
-        }
-    }
-
-    /// Whether a process runs this program. In another mount namespace a path says nothing.
-    fn runs(&self, process: &Process, exe: &str) -> bool {
-        let ours = self.mount_namespace;
-        process.exe == exe && process.mount_namespace != 0 && process.mount_namespace == ours
-    }
-}
-
-impl ConsumerRule {
-    fn is_unit(&self, unit: &str) -> bool {
-        self.unit.as_deref() == Some(unit)
-    }
-}
-
-fn is_in_unit(process: &Process, unit: &str) -> bool {
-    matches!(Belongs::of(&process.cgroup), Belongs::Unit { name, .. } if name == unit)
-}
-
 /// Whether something was read of an older version that was not read of the one that is current.
 fn is_mixed<'f>(
     now: Option<&BTreeSet<String>>,
     mut others: impl Iterator<Item = &'f BTreeSet<String>>,
 ) -> bool {
     now.filter(|now| !now.is_empty()).is_some_and(|now| others.any(|other| !other.is_subset(now)))
-}
-
-/// To whom the reading of a file with these names is charged. `lineage` is the reader, then its ancestors.
-fn charge(lineage: &[Process], names: &[&str], scene: &Scene<'_>) -> Charged {
-    let Some(reader) = lineage.first() else {
-        return Charged::Unknown("a reader could not be read".into());
-    };
-    if reader.kernel || scene.is_ours(reader) || scene.is_exempt(reader) {
-        return Charged::Nobody;
-    }
-    let belongs = Belongs::of(&reader.cgroup);
-    if reader.id.pid == 1 && scene.consumer_of(lineage).is_none() {
-        let units: BTreeSet<&String> =
-            names.iter().filter_map(|name| scene.rules.pid_1_reads_for.get(*name)).flatten().collect();
-        if units.is_empty() {
-            return Charged::Unknown("PID 1 read it for a unit that is not known".into());
-        }
-        return Charged::Lives(units.into_iter().map(|unit| LifeState::of_unit(unit, scene)).collect());
-    }
-    let life = match belongs {
-        Belongs::Init | Belongs::Nothing => {
-            // Who stands above PID 1, us or somebody who does not count has nothing from this reading.
-            let ends = lineage[1..].iter().position(|ancestor| scene.never_holds(ancestor));
-            LifeState::of_tree(&lineage[..ends.map_or(lineage.len(), |at| at + 1)], scene)
-        }
-        _ => LifeState::of_cgroup(&belongs, scene),
-    };
-    life.map_or_else(
-        || Charged::Unknown("a reader could not be placed".into()),
-        |life| Charged::Lives(vec![life]),
-    )
-}
-
-/// When a life began at the earliest.
-struct Began {
-    /// By the kernel's start times and systemd's word.
-    by_start: Millis,
-    /// By what our looks have shown as well.
-    by_looks: Millis,
-}
-
-/// The life that a declared consumer is in, its name, and when it began at the earliest.
-fn declared_life(life: &ConsumerLife, scene: &Scene<'_>) -> Option<(HolderId, LifeState, Began)> {
-    let table = scene.table;
-    match life {
-        ConsumerLife::Process(id) => {
-            let (name, state) = LifeState::of_process(table.get(*id)?, table);
-            let began = Began { by_start: table.began_by_start(*id), by_looks: table.began(*id) };
-            Some((name, state, began))
-        }
-        ConsumerLife::Unit { name, main, invocation, began } => {
-            let main = main.and_then(|id| table.get(id));
-            let (_, mut state) = match main.map(|process| (process, Belongs::of(&process.cgroup))) {
-                Some((process, belongs)) => LifeState::of_cgroup(&belongs, scene)
-                    .unwrap_or_else(|| LifeState::of_process(process, table)),
-                None => LifeState::of_unit(name, scene),
-            };
-            if let Some(main) = main {
-                state.remember(main.id);
-            }
-            let id = crate::life::holder_id("unit", &format!("{name}:{invocation}"));
-            Some((id, state, Began { by_start: *began, by_looks: *began }))
-        }
-        ConsumerLife::NotRunning | ConsumerLife::Unknown(_) => None,
-    }
-}
-
-fn life_of_peer(peer: &Process, scene: &Scene<'_>) -> (HolderId, LifeState) {
-    let by_cgroup = LifeState::of_cgroup(&Belongs::of(&peer.cgroup), scene);
-    by_cgroup.unwrap_or_else(|| LifeState::of_process(peer, scene.table))
 }

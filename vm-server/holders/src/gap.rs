@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use lifecycle::{ConsumerName, GapId, Millis, Version};
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{File, Scene};
+use crate::evidence::File;
 use crate::process::{Process, ProcessId, Table};
+use crate::scene::Scene;
 
 /// CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_SETGID, CAP_SETUID: each opens any file, or lets
 /// its process become somebody who may. See capabilities(7).

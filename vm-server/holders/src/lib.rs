@@ -22,18 +22,23 @@
 //! What is not known counts as in use: every doubt in here keeps a version alive, and says so in words.
 
 mod belongs;
+mod charge;
+mod declared;
 mod evidence;
 mod gap;
 mod life;
 mod process;
 mod rules;
 mod scan;
+mod scene;
 mod sweep;
 mod taking;
 
-pub use evidence::{ConsumerLife, Disbelieved, Evidence, File, Scene, UnitLife};
+pub use declared::ConsumerLife;
+pub use evidence::{Disbelieved, Evidence, File};
 pub use process::{Process, ProcessId, Table, printable};
 pub use rules::{ConsumerRule, Exempt, Release, Rules};
 pub use scan::{Detail, Look, Proc, Reader, Sighting, boot_clock, boot_id};
+pub use scene::{Scene, UnitLife};
 pub use sweep::{Found, Needle, Sweep, Traces};
 pub use taking::{Left, Taken, Taking};

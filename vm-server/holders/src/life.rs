@@ -6,8 +6,8 @@ use lifecycle::{HolderId, Millis};
 use serde::{Deserialize, Serialize};
 
 use crate::belongs::{Belongs, is_within};
-use crate::evidence::Scene;
 use crate::process::{Process, ProcessId, Table, printable};
+use crate::scene::Scene;
 
 /// How long PID 1 may take from reading a file for a unit to forking the unit's first process. It does nothing else
 /// in between.
