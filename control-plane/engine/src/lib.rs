@@ -12,6 +12,7 @@ mod clock;
 mod deliveries;
 mod effects;
 mod figures;
+mod finish;
 mod handle;
 mod inside;
 mod keeping;
@@ -25,8 +26,10 @@ mod sources;
 mod start;
 mod store_tasks;
 mod stores;
+mod targets;
 mod timers;
 mod value;
+mod verbs;
 mod views;
 mod world;
 

@@ -51,6 +51,9 @@ pub enum EnrolError {
         "{0:?} cannot name a host or a label: use 1 to {NAME_CHARS_MAX} characters of a-z, A-Z, 0-9, '-', '_', '.' and '/'"
     )]
     Name(String),
+    /// Too many labels.
+    #[error("a host may have {LABELS_MAX} labels at most, and these are {0}")]
+    Labels(usize),
     /// A token must not live longer.
     #[error("a token may live for {} hours at most", limit::TOKEN_LIFE_MS_MAX / 3_600_000)]
     Life,
@@ -257,7 +260,7 @@ fn check_name(name: &str) -> Result<(), EnrolError> {
 /// Checks the labels of a host: how many, and that each key and value is a name. A value may be empty.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EnrolError> {
     if labels.len() > LABELS_MAX {
-        return Err(EnrolError::Name(format!("{} labels", labels.len())));
+        return Err(EnrolError::Labels(labels.len()));
     }
     for (key, value) in labels {
         check_name(key)?;

@@ -80,9 +80,11 @@ impl From<EnrolError> for Failure {
             EnrolError::Exists(_) => {
                 Self::new(409, "exists", text, "run `eso-vm-applier enroll` again with a new bundle")
             }
-            EnrolError::Csr(_) | EnrolError::Address(_) | EnrolError::Name(_) | EnrolError::Life => {
-                Self::new(422, "invalid", text, "correct the request")
-            }
+            EnrolError::Csr(_)
+            | EnrolError::Address(_)
+            | EnrolError::Name(_)
+            | EnrolError::Labels(_)
+            | EnrolError::Life => Self::new(422, "invalid", text, "correct the request"),
             EnrolError::Authority(_) | EnrolError::Random(_) => Self::new(500, "authority", text, SEE_LOG),
             EnrolError::Store(_) => Self::new(503, "store", text, SEE_LOG),
         }
