@@ -78,6 +78,24 @@ fn a_host_that_has_stopped_answering_is_shown_with_what_it_was_told() {
 }
 
 #[test]
+fn of_a_host_that_was_retired_nothing_is_kept() {
+    let mut world = World::on_one(3, policy()).rotated(v(2));
+    world.settle();
+    world.host(2).up = false;
+    world.host(2).stop_app();
+    world.written_off.insert(h(2));
+    world.store.retired.insert(h(2));
+    world.give(Event::HostRetired { target: h(2) });
+    world.rotate();
+    world.settle();
+    assert_eq!(world.credential().active(), Some(v(3)), "{}", world.picture());
+    assert_eq!(world.phase(v(2)), Some(Phase::Retired), "{}", world.picture());
+    let kept = serde_json::to_string(world.credential()).unwrap();
+    assert!(kept.contains("h1") && !kept.contains("h2"), "{kept}");
+    world.nobody_failed();
+}
+
+#[test]
 fn a_pair_mints_the_next_only_once_the_older_one_passed_its_gate() {
     let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));
     assert_eq!(world.role(v(1)), Some(Role::Alive), "its revocation is the next mint: {}", world.picture());

@@ -173,6 +173,7 @@ pub(crate) struct Target {
     pub(crate) connected: bool,
     /// Since when it is connected, or not.
     pub(crate) since: Millis,
+    /// Of a store only: a host that was retired is forgotten.
     pub(crate) retired: bool,
     pub(crate) incomplete: bool,
     pub(crate) report: Option<SetReport>,

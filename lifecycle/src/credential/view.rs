@@ -78,7 +78,7 @@ pub struct TargetView {
     pub since: Millis,
     /// Labels and selectors select it.
     pub selected: bool,
-    /// An operator retired the host.
+    /// An operator retired the store. Of a host nothing is left then.
     pub retired: bool,
     /// Goes first.
     pub canary: bool,

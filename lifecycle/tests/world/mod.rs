@@ -378,13 +378,14 @@ impl World {
     pub fn select(&mut self) {
         let one =
             |(n, id): (usize, &TargetId)| (id.clone(), Selection { canary: n == 0, ..Selection::default() });
-        let selected = self.hosts.keys().enumerate().map(one).collect();
+        let present = self.hosts.keys().enumerate().filter(|(_, id)| !self.store.retired.contains(*id));
+        let selected = present.map(one).collect();
         self.give(Event::Selected(selected));
     }
 
     pub fn connect(&mut self) {
         for (id, up) in self.hosts.iter().map(|(id, host)| (id.clone(), host.up)).collect::<Vec<_>>() {
-            if up {
+            if up && !self.store.retired.contains(&id) {
                 self.give(Event::Connected { target: id });
             }
         }
@@ -754,7 +755,7 @@ impl World {
 
     pub fn go_down(&mut self, n: usize) {
         self.host(n).up = false;
-        if !self.down {
+        if !self.down && !self.store.retired.contains(&h(n)) {
             self.give(Event::Disconnected { target: h(n) });
         }
     }
@@ -762,7 +763,9 @@ impl World {
     pub fn come_back(&mut self, n: usize) {
         self.host(n).up = true;
         self.delivered.clear();
-        self.give(Event::Connected { target: h(n) });
+        if !self.store.retired.contains(&h(n)) {
+            self.give(Event::Connected { target: h(n) });
+        }
         self.hear(&h(n));
         self.pump();
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{IllegalEvent, Turn};
 use crate::credential::Credential;
-use crate::credential::event::{RotateReason, Selection};
+use crate::credential::event::{RotateReason, Selection, TargetKind};
 use crate::credential::policy::Overlap;
 use crate::credential::state::{Compromise, Kept, Life, Phase, Target, Watch, Wish};
 use crate::id::{EffectId, GapId, HolderId, Millis, TargetId, Version};
@@ -242,8 +242,14 @@ impl Credential {
 
     pub(super) fn retire_host(&mut self, id: &TargetId, turn: &mut Turn) -> Result<(), IllegalEvent> {
         let target = self.target(id)?;
-        target.retired = true;
-        target.intent = None;
+        if target.kind == TargetKind::Vm {
+            // It never speaks again, and counts for nothing: where hosts come and go all day, nothing of them is kept.
+            self.targets.remove(id);
+        } else {
+            // A resource may name the same path again, and is told so.
+            target.retired = true;
+            target.intent = None;
+        }
         turn.audit(format!("{id} is retired for all versions"));
         Ok(())
     }
