@@ -16,3 +16,19 @@ pub(crate) fn entry(actor: &str, action: &str, subject: &str, detail: &str) -> A
         detail: protocol::report::sentence(detail),
     }
 }
+
+/// How often the audit log was told something of one host since our start. A host says it itself, and must not be able
+/// to fill the log.
+#[derive(Debug, Default)]
+pub(crate) struct Told(usize);
+
+impl Told {
+    /// Whether one more is told, and what is to be said with it: the last one says that no more are.
+    pub(crate) const fn one_more(&mut self, max: usize) -> Option<&'static str> {
+        if self.0 >= max {
+            return None;
+        }
+        self.0 += 1;
+        Some(if self.0 == max { "; more of them are counted, and not told here" } else { "" })
+    }
+}

@@ -18,8 +18,10 @@ const DIGESTS_KEPT: usize = 64;
 const OVERTAKEN_MAX: u64 = 64;
 /// Notices of one host that the audit log takes between two starts of ours; the newest ones are shown all the same.
 const NOTICES_AUDITED_MAX: usize = 1_000;
-/// The same of its contradictions. The last one that is told says that no more are.
+/// The same of its contradictions.
 const CONTRADICTIONS_AUDITED_MAX: usize = 100;
+/// The same of orders that it refuses.
+const REFUSALS_AUDITED_MAX: usize = 1_000;
 
 /// How a report stands to what the host said before.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,10 +104,7 @@ impl World {
                 progress.acknowledged_max.max(progress.sequence).max(report.sequence).saturating_add(1);
             progress.shown = 0;
             progress.incomplete = Some(words.clone());
-            if host.contradictions_told < CONTRADICTIONS_AUDITED_MAX {
-                host.contradictions_told += 1;
-                let last = host.contradictions_told == CONTRADICTIONS_AUDITED_MAX;
-                let rest = if last { "; more of them are counted, and not told here" } else { "" };
+            if let Some(rest) = host.contradictions_told.one_more(CONTRADICTIONS_AUDITED_MAX) {
                 let (actor, subject) = (format!("host:{id}"), format!("host/{id}"));
                 let detail = format!("{words}{rest}");
                 batch.audit.push(crate::audit::entry(&actor, "contradiction", &subject, &detail));
@@ -174,16 +173,19 @@ impl World {
             };
             let Some(host) = self.hosts.get_mut(&id) else { continue };
             let news = format!("{what}: {code}");
-            if host.refused.get(&subject) != Some(&news) {
-                let detail = format!("{news}: {message}");
+            if host.refused.get(&subject) == Some(&news) {
+                continue;
+            }
+            if let Some(rest) = host.refusals_told.one_more(REFUSALS_AUDITED_MAX) {
+                let detail = format!("{news}: {message}{rest}");
                 batch.audit.push(crate::audit::entry(
                     &format!("host:{id}"),
                     "order_refused",
                     &subject,
                     &detail,
                 ));
-                host.refused.insert(subject, news);
             }
+            host.refused.insert(subject, news);
         }
     }
 
@@ -194,12 +196,8 @@ impl World {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         for notice in report.notices.iter().filter(|notice| !host.notices.contains(notice)) {
             tracing::info!(host = %id, code = %notice.code, message = %notice.message, "a host gives notice");
-            // A host must not be able to fill the log.
-            if host.notices_told == NOTICES_AUDITED_MAX {
-                continue;
-            }
-            host.notices_told += 1;
-            let detail = format!("{}: {}", notice.code, notice.message);
+            let Some(rest) = host.notices_told.one_more(NOTICES_AUDITED_MAX) else { continue };
+            let detail = format!("{}: {}{rest}", notice.code, notice.message);
             let (actor, subject) = (format!("host:{id}"), format!("host/{id}"));
             batch.audit.push(crate::audit::entry(&actor, "host_notice", &subject, &detail));
         }

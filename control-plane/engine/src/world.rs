@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use store::{HostProgress, HostRow, HostStatus, ValueDigest};
 use tokio::sync::Notify;
 
+use crate::audit::Told;
 use crate::catalogue::{Brings, Equipment, Makers, Plan};
 use crate::clock::Clock;
 use crate::effects::Means;
@@ -107,16 +108,14 @@ pub(crate) struct Host {
     pub(crate) reachable: bool,
     /// What its reports told of its clock.
     pub(crate) clock: Option<ClockBound>,
-    /// By subject, the refusal that the audit log has last. The same one again is no news, and a host must not be able
-    /// to fill the log.
+    /// By subject, the refusal that the audit log has last: the same one again is no news.
     pub(crate) refused: BTreeMap<String, String>,
     /// By which means it works, and what an operator should know of it, as its newest report says.
     pub(crate) means: Vec<report::Means>,
     pub(crate) notices: Vec<Notice>,
-    /// How many of its notices the audit log has since the start.
-    pub(crate) notices_told: usize,
-    /// How many of its contradictions.
-    pub(crate) contradictions_told: usize,
+    pub(crate) notices_told: Told,
+    pub(crate) contradictions_told: Told,
+    pub(crate) refusals_told: Told,
 }
 
 impl Owned {
@@ -300,8 +299,9 @@ impl Host {
             refused: BTreeMap::new(),
             means: Vec::new(),
             notices: Vec::new(),
-            notices_told: 0,
-            contradictions_told: 0,
+            notices_told: Told::default(),
+            contradictions_told: Told::default(),
+            refusals_told: Told::default(),
         };
         Some((id, host))
     }

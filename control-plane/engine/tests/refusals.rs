@@ -126,6 +126,33 @@ async fn a_host_that_contradicts_itself_all_the_time_does_not_fill_the_audit_log
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_refuses_in_ever_other_words_does_not_fill_the_audit_log() {
+    let stage = Stage::new(1).await;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 20, "the host has reported", async |h| h.host("h0").await.is_ok()).await;
+    let host = stage.host(0);
+    for number in 0..1_100 {
+        let (id, report) = {
+            let mut host = host.lock().unwrap();
+            let code = if number % 2 == 0 { "replay" } else { "expired" };
+            (host.id, host.report(vec![refused(number, code)]))
+        };
+        handle.report(report, id).await.unwrap();
+    }
+    let mut told = Vec::new();
+    let mut after = Some(0);
+    while let Some(from) = after {
+        let page = handle.audit(from, 1000, Some("credential/orders-db".into())).await.unwrap();
+        told.extend(page.entries.into_iter().filter(|entry| entry.action == "order_refused"));
+        after = page.next;
+    }
+    assert_eq!(told.len(), 1_000);
+    assert!(told[999].detail.contains("not told here"), "{:?}", told[999]);
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_host_wants_an_operator_to_know_is_shown_and_audited_each_time_that_it_appears() {
     let stage = Stage::new(1).await;
     let engine = stage.start(Steps::default()).await;
