@@ -163,7 +163,7 @@ pub(crate) async fn serve(listener: UnixListener, named: watch::Receiver<Arc<Nam
                             converse(stream, speaker, &Hearing { named, inbox, place }).await
                         }
                         (Ok(Err(uid)), _) => turn_away(stream, too_many(uid)).await,
-                        (Ok(Ok(_)), Err(_)) => turn_away(stream, crowded()).await,
+                        (Ok(Ok(_)), Err(_)) => turn_away(stream, crowded(is_named)).await,
                         (Err(error), _) => Err(error),
                     };
                     if let Err(error) = ended {
@@ -186,8 +186,13 @@ fn too_many(uid: u32) -> Reply {
     )
 }
 
-fn crowded() -> Reply {
-    refused("too_many", format!("{CONNECTIONS_MAX} applications are connected already: connect again"))
+fn crowded(is_named: bool) -> Reply {
+    let (many, who) = if is_named {
+        (CONNECTIONS_MAX, "applications")
+    } else {
+        (STRANGERS_MAX, "processes that the host's policy does not name")
+    };
+    refused("too_many", format!("{many} {who} are connected already: connect again"))
 }
 
 async fn turn_away(mut stream: UnixStream, reply: Reply) -> io::Result<()> {
