@@ -49,6 +49,8 @@ pub struct State {
     /// Changes at each look, after these many looks.
     pub changes_after: Option<(u32, Change)>,
     pub looks: u32,
+    /// How often it was asked whether a job is still there.
+    pub asked_for_job: u32,
     /// Past the start limit: starts are refused until the failure is forgotten.
     pub limit_hit: bool,
     pub asked: Vec<String>,
@@ -117,6 +119,7 @@ impl Fake {
             started: ("active", "running", "success"),
             changes_after: None,
             looks: 0,
+            asked_for_job: 0,
             limit_hit: false,
             asked: Vec::new(),
             transient: String::new(),
@@ -171,6 +174,7 @@ async fn serve(connection: Connection, state: Arc<Mutex<State>>) {
             }
             // Only jobs are asked for one property, and ours are over when the reply is there.
             "Get" => {
+                state.lock().unwrap().asked_for_job += 1;
                 let gone = "org.freedesktop.DBus.Error.UnknownObject";
                 connection.reply_error(&header, gone, &"no such job").await.unwrap();
             }
