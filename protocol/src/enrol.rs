@@ -19,6 +19,8 @@ use crate::wire::{self, DecodeError, TooLarge, hex_type};
 
 /// The name of [`PendingEnrolment`] in the network half's state directory (`STATE/server`).
 pub const PENDING_FILE: &str = "enrolment.json";
+/// Beside it: why the network half's last attempt to enrol came to nothing, in words.
+pub const FAILURE_FILE: &str = "enrolment-failed.txt";
 
 /// Names a one-time token; not secret.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -38,11 +38,11 @@ pub enum EnrolError {
     /// The certificate request.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The applier's key is a host's already.
+    /// The applier's key is that of a host that was retired.
     #[error(
-        "host {0} is enrolled already; a host that was set up anew makes new keys: run `eso-vm-applier enroll` there again with a new bundle"
+        "host {0} was retired; to use the machine again, stop both services there, remove /var/lib/eso-vm-server, and enrol it with a new bundle"
     )]
-    Exists(HostId),
+    Retired(HostId),
     /// The address cannot be one.
     #[error("{0:?} is not an address that pushes could reach; write HOST:PORT")]
     Address(String),
@@ -149,7 +149,8 @@ impl Identities {
     }
 
     /// Makes a host of whoever has the token, once. Repeated by the same keys, because an answer was lost, it
-    /// answers again; anybody else is refused.
+    /// answers again; anybody else is refused. A host that has lost its certificate comes back with a new token, as the
+    /// host that it was: its applier's key signs the registration.
     pub async fn enrol(
         &self,
         request: &EnrolRequest,
@@ -183,7 +184,7 @@ impl Identities {
             Ok(true) => {}
             Ok(false) if self.is_repeated(&new).await? => {}
             Ok(false) => return Err(EnrolError::Token),
-            Err(StoreError::Exists(_)) => return Err(EnrolError::Exists(host)),
+            Err(StoreError::Exists(_)) => return Err(EnrolError::Retired(host)),
             Err(error) => return Err(EnrolError::Store(error)),
         }
         Ok((host, self.answer(issued, now, self.lives.host_ms)))

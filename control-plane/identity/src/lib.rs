@@ -41,7 +41,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 impl Default for Lives {
     fn default() -> Self {
         Self {
-            host_ms: DAY_MS,
+            host_ms: 30 * DAY_MS,
             own_ms: 7 * DAY_MS,
             operator_ms: 90 * DAY_MS,
             operator_ms_max: 366 * DAY_MS,

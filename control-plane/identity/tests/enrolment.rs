@@ -228,12 +228,36 @@ async fn a_reimaged_host_of_the_same_name_is_another_host_and_a_retired_one_is_n
         world.identities.enrol(&before.request(&world.bundle("web-1").await), NOW).await.unwrap();
     let (new, _) = world.identities.enrol(&after.request(&world.bundle("web-1").await), NOW).await.unwrap();
     assert_ne!(old, new);
-    let again = world.identities.enrol(&before.request(&world.bundle("web-1").await), NOW).await;
-    assert!(matches!(again, Err(EnrolError::Exists(_))), "{again:?}");
-
     world.store.retire_host(&old.to_string(), store::Audit::default()).await.unwrap();
     let refused = world.identities.authenticate(Some(&peer(&answer.chain_pem)), None, NOW).await;
     assert!(matches!(refused, Err(AccessError::Retired(_))), "{refused:?}");
+    let token = world.bundle("web-1").await;
+    let again = world.identities.enrol(&before.request(&token), NOW).await;
+    assert!(matches!(again, Err(EnrolError::Retired(_))), "{again:?}");
+    world.identities.enrol(&Host::new().request(&token), NOW).await.expect("that used up no token");
+}
+
+#[tokio::test]
+async fn a_host_that_has_lost_its_certificate_comes_back_as_the_host_that_it_was() {
+    let world = World::new().await;
+    let host = Host::new();
+    let (id, lost) = world.identities.enrol(&host.request(&world.bundle("web-1").await), NOW).await.unwrap();
+    let mut anew = Host { tls: Host::new().tls, ..host };
+    let mut request = anew.request(&world.bundle("another-name").await);
+    request.address = "127.0.0.1:1400".to_owned();
+    let (same, answer) = world.identities.enrol(&request, NOW).await.unwrap();
+    assert_eq!(same, id);
+    let caller = world.identities.authenticate(Some(&peer(&answer.chain_pem)), None, NOW).await.unwrap();
+    assert_eq!(caller, Caller::Host(id));
+    let refused = world.identities.authenticate(Some(&peer(&lost.chain_pem)), None, NOW).await;
+    assert!(matches!(refused, Err(AccessError::OtherKey(_))), "{refused:?}");
+    // What selects values for it stays as it was.
+    let row = world.store.host(&id.to_string()).await.unwrap().unwrap();
+    assert_eq!((row.host.name.as_str(), row.host.address.as_str()), ("web-1", "127.0.0.1:1400"));
+    // The network half alone cannot bring another key for values.
+    anew.open = Host::new().open;
+    let refused = world.identities.enrol(&anew.request(&world.bundle("web-1").await), NOW).await;
+    assert!(refused.is_err(), "{refused:?}");
 }
 
 #[tokio::test]

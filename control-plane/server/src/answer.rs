@@ -77,9 +77,7 @@ impl From<EnrolError> for Failure {
             EnrolError::Registration(_) => {
                 Self::new(403, "foreign_registration", text, "enrol with a fresh bundle")
             }
-            EnrolError::Exists(_) => {
-                Self::new(409, "exists", text, "run `eso-vm-applier enroll` again with a new bundle")
-            }
+            EnrolError::Retired(_) => Self::new(409, "host_retired", text, "set the machine up anew"),
             EnrolError::Csr(_)
             | EnrolError::Address(_)
             | EnrolError::Name(_)

@@ -129,12 +129,6 @@ impl Store {
             .await
     }
 
-    /// Replaces the key that a host's TLS certificate is bound to, at renewal.
-    pub async fn set_host_spki(&self, id: &str, spki: String, audit: Audit) -> Result<(), StoreError> {
-        self.update_host("renew a host", "UPDATE hosts SET spki = ?2 WHERE id = ?1", id, spki, Some(audit))
-            .await
-    }
-
     /// The host is gone for good.
     pub async fn retire_host(&self, id: &str, audit: Audit) -> Result<(), StoreError> {
         let retired = "retired".to_owned();
@@ -172,7 +166,20 @@ impl Store {
 }
 
 impl Database {
-    pub(crate) fn insert_host(&self, host: &NewHost, now_ms: u64) -> Result<(), Failure> {
+    pub(crate) fn enrol_host(&self, host: &NewHost, now_ms: u64) -> Result<(), Failure> {
+        let Some(row) = self.some_hosts(Some(&host.id))?.pop() else { return self.insert_host(host, now_ms) };
+        let HostRow { host: known, status, .. } = self.checked_host(row)?;
+        let same = (&known.verify_key, &known.seal_key) == (&host.verify_key, &host.seal_key);
+        if status != HostStatus::Active || !same {
+            return Err(StoreError::Exists(format!("host {}", host.id)).into());
+        }
+        self.connection
+            .prepare_cached("UPDATE hosts SET spki = ?2, address = ?3 WHERE id = ?1")?
+            .execute(params![host.id, host.spki, host.address])?;
+        self.sign_hosts(Some(&host.id))
+    }
+
+    fn insert_host(&self, host: &NewHost, now_ms: u64) -> Result<(), Failure> {
         let made = self
             .connection
             .prepare_cached(

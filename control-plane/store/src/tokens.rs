@@ -75,8 +75,9 @@ impl Store {
         .await
     }
 
-    /// Consumes the token and makes the host, both or neither. False when the token is unknown, expired or
-    /// consumed before: of any number of simultaneous calls with one token one gets true.
+    /// Consumes the token and makes the host, both or neither; a host that was here before with the same keys of its
+    /// applier, and was not retired, gets the new key of its network half, and stays who it was. False when the token
+    /// is unknown, expired or consumed before: of any number of simultaneous calls with one token one gets true.
     pub async fn enrol(
         &self,
         token: &str,
@@ -94,7 +95,7 @@ impl Store {
                 )?
                 .execute(params![token, signed(now_ms), host.id])?;
             if consumed == 1 {
-                database.insert_host(&host, now_ms)?;
+                database.enrol_host(&host, now_ms)?;
                 database.append_audit(&audit)?;
             }
             Ok(consumed == 1)

@@ -416,7 +416,6 @@ async fn who_can_write_the_file_gets_no_value_sent() {
         let token = NewToken { id: "t".into(), secret, host_name, created_ms: 0, expires_ms: 9 };
         store.issue_token(token, entry("token")).await.unwrap();
         assert!(store.enrol("t", host("aa"), 1, entry("enrol")).await.unwrap());
-        store.set_host_spki("aa", "cc".into(), entry("renew")).await.unwrap();
         store.set_host_address("aa", "127.0.0.1:9".into(), Some(entry("move"))).await.unwrap();
         store.retire_host("aa", entry("retire")).await.unwrap();
         let progress = HostProgress { sequence: 3, ..HostProgress::default() };

@@ -4,13 +4,15 @@
 //! ask for a certificate, and not the secret that authenticates the applier's keys.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use host_policy::Daemon;
 use protocol::HostId;
-use protocol::enrol::{Bundle, EnrolError, PENDING_FILE, Registration};
+use protocol::enrol::{Bundle, EnrolError, FAILURE_FILE, PENDING_FILE, Registration};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -18,6 +20,14 @@ use crate::keep::{self, Identity, KeepError, Keeper};
 
 /// The user of the network half, where it has one of its own.
 const SERVER_USER: &str = "eso-vm-server";
+/// The network half's unit.
+const SERVER_UNIT: &str = "eso-vm-server.service";
+/// How long whoever enrols a host waits for the control plane's word.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks for it.
+const LOOK: Duration = Duration::from_millis(100);
+/// The most bytes that are read of what the network half says.
+const FAILURE_BYTES_MAX: u64 = 4096;
 
 /// Why a machine cannot be enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +124,62 @@ pub fn enroll(daemon: &Daemon, bundle: &Path) -> Result<Enrolled, EnrollError> {
     Ok(Enrolled { host: identity.host(), keeper, again })
 }
 
+/// What the control plane made of it, as far as this host knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// It knows this host.
+    Taken,
+    /// It does not, for this reason; the network half tries on.
+    Refused(String),
+    /// Nothing came in time; the network half tries on.
+    None,
+    /// The network half does not run under systemd here, so that nobody was asked.
+    NobodyAsked,
+}
+
+/// Has the network half begin anew, with the configuration as it is now, and waits for what the control plane says to
+/// it.
+pub fn ask_control_plane(daemon: &Daemon) -> Word {
+    let systemctl = |verb: &str| Command::new("systemctl").args([verb, "--quiet", SERVER_UNIT]).status();
+    let runs = Path::new("/run/systemd/system").exists()
+        && systemctl("is-active").is_ok_and(|status| status.success());
+    if !runs {
+        return Word::NobodyAsked;
+    }
+    let state = daemon.server_state();
+    let _ = systemctl("stop");
+    // What it said of an earlier bundle while it still ran.
+    let _ = std::fs::remove_file(state.join(FAILURE_FILE));
+    if !systemctl("start").is_ok_and(|status| status.success()) {
+        return Word::NobodyAsked;
+    }
+    await_word(&state, Instant::now() + PATIENCE)
+}
+
+fn await_word(dir: &Path, deadline: Instant) -> Word {
+    loop {
+        if !dir.join(PENDING_FILE).exists() {
+            return Word::Taken;
+        }
+        if let Some(why) = failure(dir) {
+            return Word::Refused(why);
+        }
+        if Instant::now() >= deadline {
+            return Word::None;
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// What the network half says; it may put there what it likes.
+fn failure(dir: &Path) -> Option<String> {
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = File::from(fs::open(dir.join(FAILURE_FILE), flags, Mode::empty()).ok()?);
+    let mut words = Vec::new();
+    file.take(FAILURE_BYTES_MAX).read_to_end(&mut words).ok()?;
+    Some(protocol::report::sentence(&String::from_utf8_lossy(&words)))
+}
+
 /// Puts the file where the network half looks for it, owned by whoever owns that directory.
 fn leave_pending(dir: &Path, content: &[u8]) -> Result<(), EnrollError> {
     let is_root = rustix::process::geteuid().is_root();
@@ -134,9 +200,11 @@ fn write_into(dir: &Path, name: &str, content: &[u8], give: bool) -> rustix::io:
     let only_this = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = fs::open(dir, only_this | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
     let new = format!("{name}.new");
-    match fs::unlinkat(&dir, &new, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error),
+    for old in [new.as_str(), FAILURE_FILE] {
+        match fs::unlinkat(&dir, old, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
     }
     let flags = only_this | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mut file = File::from(fs::openat(&dir, &new, flags, Mode::RUSR | Mode::WUSR)?);
@@ -155,4 +223,24 @@ fn errno_of(error: &std::io::Error) -> Errno {
 
 fn give(path: &Path, uid: u32, gid: u32) -> Result<(), EnrollError> {
     lchown(path, Some(uid), Some(gid)).map_err(|source| EnrollError::Give { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_enrols_a_host_is_told_what_came_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let now = Instant::now();
+        assert_eq!(await_word(dir.path(), now), Word::Taken, "the network half has removed it");
+        std::fs::write(dir.path().join(PENDING_FILE), "{}").unwrap();
+        assert_eq!(await_word(dir.path(), now), Word::None);
+        std::fs::write(dir.path().join(FAILURE_FILE), "the token\u{1b}[2J was used before").unwrap();
+        let Word::Refused(why) = await_word(dir.path(), now) else { panic!("nothing was said") };
+        assert!(why.contains("was used before") && !why.contains('\u{1b}'), "{why:?}");
+        std::fs::remove_file(dir.path().join(FAILURE_FILE)).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", dir.path().join(FAILURE_FILE)).unwrap();
+        assert_eq!(await_word(dir.path(), now), Word::None, "a link is not followed");
+    }
 }

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use eso_vm_applier::{Keeper, enroll, run};
+use eso_vm_applier::enroll::{self, Word};
+use eso_vm_applier::{Keeper, run};
 use host_policy::HostPolicy;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -109,12 +110,12 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
         Some(Command::Enroll { bundle }) => {
             let policy = HostPolicy::load(&arguments.config)?;
             let enrolled = enroll::enroll(&policy.daemon, &bundle)?;
-            let again = if enrolled.again { " again" } else { "" };
-            println!("host {} enrolled{again}", enrolled.host);
+            let keys = if enrolled.again { "keeps its keys" } else { "has keys" };
+            println!("host {} {keys}", enrolled.host);
             if enrolled.keeper == Keeper::KeyFile {
                 println!("its keys lie in a file of mode 0600, since systemd-creds does not work here");
             }
-            Ok(())
+            tell(&enroll::ask_control_plane(&policy.daemon))
         }
         Some(Command::Check) => {
             let policy = HostPolicy::load(&arguments.config)?;
@@ -127,6 +128,20 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
         }
         Some(Command::Run) | None => start(&arguments.config),
     }
+}
+
+fn tell(word: &Word) -> anyhow::Result<()> {
+    match word {
+        Word::Taken => println!("the control plane knows it now"),
+        Word::NobodyAsked => println!("start or restart eso-vm-server: it tells the control plane"),
+        Word::Refused(why) => {
+            anyhow::bail!("the control plane did not take it: {why}; eso-vm-server tries on")
+        }
+        Word::None => anyhow::bail!(
+            "the control plane has not answered yet; eso-vm-server tries on, see `journalctl -u eso-vm-server`"
+        ),
+    }
+    Ok(())
 }
 
 fn start(config: &std::path::Path) -> anyhow::Result<()> {

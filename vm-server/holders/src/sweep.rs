@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use opens::Inode;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -24,6 +25,11 @@ const USER_BYTES_MIN: usize = 8;
 /// More than the kernel lets arguments, environment or a list of mappings be in practice. What is longer is told as
 /// unreadable.
 const TEXT_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// How often, and with which pause, a child of ours is looked at until it is another program: it has our descriptors for
+/// a moment, and would be held to have the version for as long as it lives.
+const LOOKS_AT_CHILD: usize = 100;
+const CHILD_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bytes to look for. Not printable: they are a value.
 pub struct Needle {
@@ -88,7 +94,17 @@ impl Sweep {
         let others =
             table.processes.values().filter(|process| !process.kernel && !rules.ours.contains(&process.id));
         for process in others {
-            match self.look_at(process, &proc.directory(process)) {
+            let is_child = rules.ours.iter().any(|own| own.pid == process.parent);
+            let look = || self.look_at(process, &proc.directory(process));
+            let mut found = look();
+            for _ in 0..LOOKS_AT_CHILD {
+                if !is_child || found.as_ref().map_or(true, Vec::is_empty) {
+                    break;
+                }
+                std::thread::sleep(CHILD_PAUSE);
+                found = look();
+            }
+            match found {
                 Ok(found) => {
                     let found = found.into_iter();
                     traces.found.extend(found.map(|(what, inode)| Found {

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -74,6 +74,10 @@ fn inside() -> ExitCode {
             who_reads_a_descriptor_passed_over_a_socket_holds,
         ),
         ("a_descriptor_in_flight_is_counted_by_the_kernel", a_descriptor_in_flight_is_counted_by_the_kernel),
+        (
+            "a_child_of_ours_has_our_descriptors_only_until_it_is_another_program",
+            a_child_of_ours_has_our_descriptors_only_until_it_is_another_program,
+        ),
         ("a_mapping_without_a_descriptor_is_found", a_mapping_without_a_descriptor_is_found),
         ("a_descriptor_that_was_only_kept_is_found", a_descriptor_that_was_only_kept_is_found),
         ("a_copy_in_the_environment_is_found", a_copy_in_the_environment_is_found),
@@ -389,6 +393,26 @@ fn a_descriptor_in_flight_is_counted_by_the_kernel() {
     while host.inodes_in_use() == before {
         assert!(Instant::now() < deadline, "still in use");
         host.look();
+    }
+}
+
+fn a_child_of_ours_has_our_descriptors_only_until_it_is_another_program() {
+    let mut host = Host::new();
+    let sweep = sweep_of([host.inode()]);
+    for _ in 0..20 {
+        let mut child = Command::new("bash")
+            .args(["-c", "exec 7<\"$0\"; echo; read -r; exec 7<&-; read -r"])
+            .arg(host.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"\n").unwrap();
+        assert_eq!(host.sweep(&sweep).found, [], "it has let go of it, and lives on");
+        drop(stdin);
+        child.wait().unwrap();
     }
 }
 

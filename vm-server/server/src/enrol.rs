@@ -67,6 +67,7 @@ pub async fn enrolled(state: &StateDir, about: &About) -> Result<Identity, State
                 Err(EnrolFailed::State(error)) => return Err(error),
                 Err(error) => {
                     let pause = backoff.pause();
+                    state.note_failure(&error.to_string());
                     tracing::warn!(%error, retry_ms = pause.as_millis(), "failed to enrol this host");
                     tokio::time::sleep(pause).await;
                 }
@@ -112,16 +113,18 @@ pub async fn enrol(
         address: about.address.clone(),
     };
     let response = ControlPlane::new(url, None, &trust)?.enrol(&request).await?;
-    let identity = Identity::enrolled(pending, key_pem, response).map_err(EnrolFailed::BadCertificate)?;
+    let identity = Identity::enrolled(pending, key_pem, response, &about.address)
+        .map_err(EnrolFailed::BadCertificate)?;
     state.keep_identity(&identity)?;
     state.finish_enrolment()?;
     tracing::info!(host = %identity.host(), installation = %identity.installation(), "enrolled");
     Ok(identity)
 }
 
-/// Waits until the certificate should be renewed and tries until it is. Never ends otherwise.
+/// Waits until the certificate should be renewed and tries until it is. Never ends otherwise. At once where the control
+/// plane knows another address than ours: a renewal tells it.
 pub async fn renewed(state: &StateDir, identity: &Identity, about: &About) -> Identity {
-    loop {
+    while identity.is_at(&about.address) {
         let left_ms = identity.renew_at().ms_since(UnixMillis::now());
         if left_ms == 0 {
             break;
@@ -152,7 +155,7 @@ async fn renew(state: &StateDir, identity: &Identity, about: &About) -> Result<I
         RenewRequest { csr_pem: certificate_request(&key_pem, &about.name)?, address: about.address.clone() };
     let url = about.url(identity.control_plane());
     let response = ControlPlane::new(url, Some(identity.tls()), identity.trust())?.renew(&request).await?;
-    let next = identity.renewed(response).map_err(EnrolFailed::BadCertificate)?;
+    let next = identity.renewed(response, &about.address).map_err(EnrolFailed::BadCertificate)?;
     state.keep_identity(&next)?;
     tracing::info!(expires_at_ms = next.expires_at().0, "renewed the certificate");
     Ok(next)

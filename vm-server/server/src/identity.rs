@@ -8,7 +8,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use protocol::enrol::{EnrolError, EnrolResponse, PENDING_FILE, PendingEnrolment, TokenId};
+use protocol::enrol::{EnrolError, EnrolResponse, FAILURE_FILE, PENDING_FILE, PendingEnrolment, TokenId};
 use protocol::{HostId, InstallationId, UnixMillis};
 use serde::{Deserialize, Serialize};
 use transport::{IdentityError, TlsIdentity, Trust, TrustError};
@@ -67,6 +67,9 @@ struct Kept {
     key_pem: Zeroizing<String>,
     renew_at: UnixMillis,
     expires_at: UnixMillis,
+    /// Where we said that pushes reach us.
+    #[serde(default)]
+    address: Option<String>,
 }
 
 /// A key is written to this one file; the copy in memory is wiped.
@@ -96,6 +99,7 @@ impl Identity {
         pending: &PendingEnrolment,
         key_pem: Zeroizing<String>,
         response: EnrolResponse,
+        address: &str,
     ) -> Result<Self, String> {
         Self::new(Kept {
             version: 1,
@@ -108,13 +112,14 @@ impl Identity {
             key_pem,
             renew_at: response.renew_at,
             expires_at: response.expires_at,
+            address: Some(address.to_owned()),
         })
     }
 
     /// The same host with the next certificate. The chain must fit the same key and come from the same authority:
     /// whoever answers a renewal has no more than a certificate of the control plane, and nothing in the answer shows
     /// that root would trust another authority.
-    pub(crate) fn renewed(&self, response: EnrolResponse) -> Result<Self, String> {
+    pub(crate) fn renewed(&self, response: EnrolResponse, address: &str) -> Result<Self, String> {
         if response.ca_pem != self.kept.ca_pem {
             return Err(
                 "it names another authority than the one that root enrolled this host with".to_owned()
@@ -124,6 +129,7 @@ impl Identity {
             chain_pem: response.chain_pem,
             renew_at: response.renew_at,
             expires_at: response.expires_at,
+            address: Some(address.to_owned()),
             ..self.kept.clone()
         })?;
         let signed = next.trust.check_signed(&next.tls);
@@ -179,6 +185,11 @@ impl Identity {
 
     pub(crate) const fn key_pem(&self) -> &Zeroizing<String> {
         &self.kept.key_pem
+    }
+
+    /// Whether the control plane was told this address.
+    pub(crate) fn is_at(&self, address: &str) -> bool {
+        self.kept.address.as_deref() == Some(address)
     }
 
     pub(crate) const fn renew_at(&self) -> UnixMillis {
@@ -241,9 +252,14 @@ impl StateDir {
         self.replace(IDENTITY_FILE, &json)
     }
 
+    /// Says to whoever enrols this host why it did not come about yet. Nothing depends on it.
+    pub(crate) fn note_failure(&self, why: &str) {
+        let _ = self.replace(FAILURE_FILE, why.as_bytes());
+    }
+
     /// The enrolment is over; its secret is of no more use.
     pub(crate) fn finish_enrolment(&self) -> Result<(), StateError> {
-        for name in [PENDING_FILE, ENROLMENT_KEY_FILE] {
+        for name in [PENDING_FILE, ENROLMENT_KEY_FILE, FAILURE_FILE] {
             let path = self.0.join(name);
             match fs::remove_file(&path) {
                 Ok(()) => {}

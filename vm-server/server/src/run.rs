@@ -167,6 +167,7 @@ async fn re_enrolled(
             Ok(Some(pending)) => match enrol(state, &pending, about).await {
                 Ok(identity) => return identity,
                 Err(error) => {
+                    state.note_failure(&error.to_string());
                     tracing::warn!(%error, "failed to enrol this host anew; tried again when the applier connects");
                 }
             },

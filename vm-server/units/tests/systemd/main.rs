@@ -9,7 +9,6 @@
 #[allow(unreachable_pub, reason = "a module of one test")]
 mod fake;
 
-
 use fake::{Change, Fake, Signal};
 use host_policy::{Adopt, Command, Consumer, HostPolicy, Principal, Probe, ProbeKind};
 use units::{Adopted, Direction, LifeId, Settled, Supervisor, UnitError};
