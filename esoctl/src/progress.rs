@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use lifecycle::Version;
-use protocol::api::{CredentialDetail, DeliveryPhase, RolloutPhase, VersionDetail, VersionPhase};
+use protocol::api::{
+    CredentialDetail, DeliveryPhase, DeliveryView, RolloutPhase, VersionDetail, VersionPhase,
+};
 
 use crate::cli::Until;
 use crate::exit::Exit;
@@ -133,7 +135,10 @@ fn waiting(detail: &CredentialDetail) -> (String, Option<Exit>) {
             let line = format!("{name}: stuck: {}; {}", plain(&stuck.reason), plain(&stuck.action));
             (line, Some(Exit::Stopped))
         }
-        (None, Some(_), _) => (format!("{name}: whether we may mint and revoke is tried"), None),
+        (None, Some(rollout), _) => {
+            let why = rollout.reason.as_deref().map(|why| format!(": {}", plain(why))).unwrap_or_default();
+            (format!("{name}: whether we may mint and revoke is tried{why}"), None)
+        }
         _ => (format!("{name}: waiting to begin"), None),
     }
 }
@@ -145,16 +150,29 @@ fn active(watched: &Watched, detail: &CredentialDetail, version: Version, done: 
             && !matches!(row.phase, VersionPhase::Retired | VersionPhase::Erased)
     };
     let left = detail.versions.iter().find(is_left);
-    match (watched.until, left) {
-        (Until::Retired, Some(old)) => {
-            let line = format!(
-                "{name}@{version}: active; {name}@{} is {}: see `esoctl why {name}@{}`",
-                old.version,
-                word(&old.phase),
-                old.version
-            );
-            Progress { done, all, line, end: None }
-        }
-        _ => Progress { done, all, line: format!("{name}@{version}: active"), end: Some(Exit::Done) },
+    if let (Until::Retired, Some(old)) = (watched.until, left) {
+        let line = format!(
+            "{name}@{version}: active; {name}@{} is {}: see `esoctl why {name}@{}`",
+            old.version,
+            word(&old.phase),
+            old.version
+        );
+        return Progress { done, all, line, end: None };
     }
+    let line = format!("{name}@{version}: active{}", left_out(detail, version));
+    Progress { done, all, line, end: Some(Exit::Done) }
+}
+
+/// The first target that did not take the version, and why.
+fn left_out(detail: &CredentialDetail, version: Version) -> String {
+    let row = detail.versions.iter().find(|row| row.version == version);
+    let deliveries = row.map(|row| row.deliveries.as_slice()).unwrap_or_default();
+    let without = |delivery: &&DeliveryView| {
+        matches!(delivery.phase, DeliveryPhase::Refused | DeliveryPhase::Unreachable)
+    };
+    let Some(first) = deliveries.iter().find(without) else { return String::new() };
+    let others = deliveries.iter().filter(without).count() - 1;
+    let why = first.reason.clone().unwrap_or_else(|| word(&first.phase));
+    let more = if others > 0 { format!(", and {others} more") } else { String::new() };
+    format!("; not on {}{more}: {}", plain(&first.name), plain(&why))
 }

@@ -367,6 +367,29 @@ fn a_wish_behind_a_halted_rollout_and_one_that_cannot_begin_are_told() {
         (now.line.as_str(), now.end),
         ("orders-db: stuck: the backend may not mint; grant it", Some(Exit::Stopped))
     );
+    let mut state = quiet();
+    state.rollout =
+        Some(rollout(RolloutPhase::Preflight, Some("preflight failed and is tried again: no route")));
+    let now = progress(&mut watched, &state);
+    assert!(now.line.ends_with("is tried: preflight failed and is tried again: no route"), "{}", now.line);
+}
+
+#[test]
+fn a_rotation_that_left_a_target_out_says_which_and_why() {
+    let mut watched = Watched::new(&quiet(), Until::Active);
+    let mut state = quiet();
+    state.summary.current = Some(v(7));
+    let mut refused = delivery("web-4", DeliveryPhase::Refused, false);
+    refused.reason = Some("refused 7: not_in_policy: this host's policy has no such set".to_owned());
+    let new = VersionDetail {
+        deliveries: vec![delivery("web-1", DeliveryPhase::Adopted, true), refused],
+        ..version(7, VersionPhase::Active)
+    };
+    state.versions.insert(0, new);
+    let now = progress(&mut watched, &state);
+    let line =
+        "orders-db@7: active; not on web-4: refused 7: not_in_policy: this host's policy has no such set";
+    assert_eq!((now.line.as_str(), now.end), (line, Some(Exit::Done)));
 }
 
 #[test]

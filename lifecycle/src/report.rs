@@ -144,6 +144,21 @@ pub enum ConsumerState {
     NotTheCredential,
 }
 
+impl ConsumerState {
+    /// For people, after "is".
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Postponed => "waiting for its window, its next start or a person",
+            Self::Settling => "settling",
+            Self::Settled => "settled",
+            Self::Idle => "idle: it has not run since the flip",
+            Self::Failed => "not up on it",
+            Self::NotTheCredential => "unhealthy, and was so before: see the host's notices",
+        }
+    }
+}
+
 /// A target's own rollback.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -259,7 +259,11 @@ impl World {
             return;
         };
         owned.again.remove(&effect);
-        owned.note_failure(effect, crate::world::failure(&event));
+        let failed = crate::world::failure(&event);
+        if let Some(why) = failed.as_ref().filter(|why| owned.failing.get(&effect) != Some(*why)) {
+            tracing::warn!(credential = %name, %why, "a rollout waits for its backend, which is asked again");
+        }
+        owned.note_failure(effect, failed);
         let revoked = match &event {
             Event::Revoked { outcome: lifecycle::credential::Outcome::Done, .. } => {
                 let kinds =

@@ -19,6 +19,12 @@ impl World {
             return;
         }
         host.reachable = reachable;
+        let (name, address) = (&host.row.host.name, &host.row.host.address);
+        if reachable {
+            tracing::info!(%name, address, "a host answers");
+        } else {
+            tracing::warn!(%name, address, "a host does not answer, and is tried on");
+        }
         let target = host.target.clone();
         if reachable {
             self.post.road.nudge(&id);

@@ -317,23 +317,11 @@ fn adopted(look: &Look<'_>, tell: &mut Tell<'_>) {
             tell.say(Some(id), || "the current version is not adopted there".into());
         }
         for (name, consumer) in late {
-            tell.say(Some(id), || format!("{name} is {}", state_word(consumer.state)));
+            tell.say(Some(id), || format!("{name} is {}", consumer.state.words()));
         }
         if tell.is_over() {
             return;
         }
-    }
-}
-
-const fn state_word(state: ConsumerState) -> &'static str {
-    match state {
-        ConsumerState::Waiting => "waiting",
-        ConsumerState::Postponed => "waiting for its window, its next start or a person",
-        ConsumerState::Settling => "settling",
-        ConsumerState::Settled => "settled",
-        ConsumerState::Idle => "idle: it has not run since the flip",
-        ConsumerState::Failed => "not up on it",
-        ConsumerState::NotTheCredential => "unhealthy for another reason",
     }
 }
 

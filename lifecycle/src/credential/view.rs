@@ -335,7 +335,8 @@ fn note(target: &Target) -> Option<String> {
     }
     let adopting = target.intent.as_ref().is_some_and(|i| i.course == Course::Adopt);
     let late = report.consumers.iter().find(|(_, c)| c.state != ConsumerState::Settled);
-    let late = late.filter(|_| adopting).map(|(name, consumer)| format!("{name} {}", how(consumer.state)));
+    let late =
+        late.filter(|_| adopting).map(|(name, consumer)| format!("{name} is {}", consumer.state.words()));
     late.or_else(|| unanswered(target))
 }
 
@@ -351,16 +352,4 @@ fn unanswered(target: &Target) -> Option<String> {
     };
     let waits = target.connected && !reached;
     waits.then(|| format!("was told to {order} {version}, and has not said yet that it did"))
-}
-
-const fn how(state: ConsumerState) -> &'static str {
-    match state {
-        ConsumerState::Waiting => "is being told of it",
-        ConsumerState::Postponed => "waits for its window, its next start or a person",
-        ConsumerState::Settling => "has it, within its settle time",
-        ConsumerState::Settled => "has it",
-        ConsumerState::Idle => "does not run",
-        ConsumerState::Failed => "did not come up on it",
-        ConsumerState::NotTheCredential => "is unhealthy, and was so before",
-    }
 }

@@ -254,6 +254,14 @@ impl Applier {
                 if of.is_some_and(|set| set.is_too_early(&mut self.tools, &event)) {
                     return;
                 }
+                match &event {
+                    HostEvent::Unhealthy { consumer, reason, .. } => {
+                        let trouble = ("unhealthy", format!("{consumer}: {reason}"));
+                        self.tools.trouble(&set, consumer, Some(trouble));
+                    }
+                    HostEvent::Healthy { consumer, .. } => self.tools.trouble(&set, consumer, None),
+                    _ => {}
+                }
                 if let Err(error) = self.give(&set, event) {
                     tracing::error!(%set, %error, "an outcome is not in the journal yet");
                 }

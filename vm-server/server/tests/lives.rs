@@ -61,6 +61,28 @@ async fn a_host_waits_until_root_enrols_it_and_its_applier_can_connect_meanwhile
 }
 
 #[tokio::test]
+async fn where_a_host_is_reached_now_is_told_at_its_start() {
+    let mut world = World::start().await;
+    world.server.signal(Signal::SIGTERM);
+    let again = Server::start_with(&mut std::process::Command::new("true"));
+    std::mem::replace(&mut world.server, again).exit().await;
+    world.dirs.write_config("advertise = \"vm1.example.org:1400\"\n");
+    world.server = Server::start(&world.dirs);
+    world.server.line_with("the new certificate is in use").await;
+    let renewals = world.control_plane.desk.renewals.lock().unwrap().clone();
+    assert_eq!(renewals.last().unwrap().0.address, "vm1.example.org:1400");
+    // It is told once.
+    world.server.signal(Signal::SIGKILL);
+    let again = Server::start_with(&mut std::process::Command::new("true"));
+    std::mem::replace(&mut world.server, again).exit().await;
+    world.server = Server::start(&world.dirs);
+    world.url = world.server.url().await;
+    world.applier = Applier::connect(&world.dirs, Some(world.keys.host())).await;
+    world.whole_road(1).await;
+    assert_eq!(world.control_plane.desk.renewals.lock().unwrap().len(), renewals.len());
+}
+
+#[tokio::test]
 async fn a_restart_enrols_nothing_and_leaves_nothing_behind() {
     let mut world = World::start().await;
     for how in [Signal::SIGKILL, Signal::SIGTERM] {

@@ -81,8 +81,10 @@ impl Host {
         self.machine.write("/etc/eso-vm-server/config.toml", &daemon).unwrap();
         let bundle = self.control.esoctl(&["host", "enroll-token", "vm1", "--label", "app=orders"]);
         self.machine.write("/root/bundle.json", &bundle).unwrap();
-        self.machine.run(&["eso-vm-applier", "enroll", "--bundle", "/root/bundle.json"]).unwrap();
-        self.machine.run(&["systemctl", "restart", "eso-vm-applier", "eso-vm-server"]).unwrap();
+        // The network half has run since the package was installed: it takes the new address with the enrolment.
+        let said = self.machine.run(&["eso-vm-applier", "enroll", "--bundle", "/root/bundle.json"]).unwrap();
+        assert!(said.contains("the control plane knows it now"), "{said}");
+        self.machine.run(&["systemctl", "restart", "eso-vm-applier"]).unwrap();
         drop(self.default_port.take());
     }
 

@@ -76,6 +76,13 @@ fn a_host_from_the_package_rotates_and_outlives_upgrade_and_removal() {
         until("it is stopped", || (host.property(unit, "ActiveState") == "inactive").then_some(()));
     }
     // Sets outlive the package, since applications read them.
-    assert_eq!((host.current().as_str(), host.invocation()), ("v1.2", before));
+    assert_eq!((host.current().as_str(), host.invocation()), ("v1.2", before.clone()));
     assert_eq!(host.property(UNIT, "ActiveState"), "active");
+    // What ran before runs again once the package is back.
+    host.machine.run(&["dpkg", "--install", "/root/eso.deb"]).unwrap();
+    for unit in ["eso-vm-applier", "eso-vm-server"] {
+        until("it runs again", || (host.property(unit, "ActiveState") == "active").then_some(()));
+        assert_eq!(host.property(unit, "UnitFileState"), "enabled", "{unit}");
+    }
+    assert_eq!((host.current().as_str(), host.invocation()), ("v1.2", before));
 }
