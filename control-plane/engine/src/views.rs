@@ -19,6 +19,9 @@ use store::Store;
 use crate::handle::{HandleError, from_store};
 use crate::world::{Host, Owned, World};
 
+/// How many characters of a host's id name it, where no other id begins with them.
+const ID_CHARS_MIN: usize = 8;
+
 /// Rows of the audit log that one page has at most.
 const AUDIT_ROWS_MAX: u32 = 1000;
 
@@ -351,10 +354,15 @@ impl World {
         if named.len() > 1 {
             named.retain(|(_, host)| host.is_active());
         }
+        // Else the beginning of an id, as lists show it.
+        if named.is_empty() && wanted.len() >= ID_CHARS_MIN {
+            let begins = |(id, _): &(&HostId, &Host)| id.to_string().starts_with(wanted);
+            named.extend(self.hosts.iter().filter(begins).map(|(id, host)| (*id, host)));
+        }
         match named[..] {
             [one] => Ok(one),
             [] => Err(HandleError::Missing(format!("host {wanted}"))),
-            _ => Err(HandleError::Invalid(format!("several hosts are called {wanted}; name one by its id"))),
+            _ => Err(HandleError::Invalid(format!("{wanted} means several hosts; name one by its whole id"))),
         }
     }
 

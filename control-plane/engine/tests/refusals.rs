@@ -117,7 +117,11 @@ async fn a_host_that_contradicts_itself_all_the_time_does_not_fill_the_audit_log
         };
         handle.report(report, id).await.unwrap();
     }
-    assert_eq!(handle.host("h0").await.unwrap().summary.phase, HostPhase::Incomplete);
+    let id_as_listed = &id.to_string()[..12];
+    for name in ["h0", id_as_listed] {
+        assert_eq!(handle.host(name).await.unwrap().summary.phase, HostPhase::Incomplete, "{name}");
+    }
+    assert!(handle.host(&id_as_listed[..4]).await.is_err(), "too short to name anybody");
     let audit = handle.audit(0, 1000, Some(format!("host/{id}"))).await.unwrap();
     let told: Vec<_> = audit.entries.iter().filter(|entry| entry.action == "contradiction").collect();
     assert_eq!(told.len(), 100);
