@@ -9,7 +9,7 @@ use protocol::enrol::{Bundle, EnrolRequest, EnrolResponse, RenewRequest, TokenId
 use protocol::key::EnrolmentSecret;
 use protocol::{HostId, UnixMillis, limit};
 use serde::{Deserialize, Serialize};
-use store::{Audit, HostStatus, NewHost, NewToken, StoreError, Value};
+use store::{Audit, HostRow, HostStatus, NewHost, NewToken, StoreError, Value};
 use transport::Peer;
 use zeroize::Zeroizing;
 
@@ -40,7 +40,7 @@ pub enum EnrolError {
     Csr(#[from] CsrError),
     /// The applier's key is that of a host that was retired.
     #[error(
-        "host {0} was retired; to use the machine again, stop both services there, remove /var/lib/eso-vm-server, and enrol it with a new bundle"
+        "host {0} was retired; to use the machine again, stop both services there, remove what lies in /var/lib/eso-vm-server/applier and /var/lib/eso-vm-server/server, and enrol it with a new bundle"
     )]
     Retired(HostId),
     /// The address cannot be one.
@@ -177,26 +177,31 @@ impl Identities {
         };
         // Made before the token is consumed, so that a failure here costs nobody a token.
         let issued = self.authority.issue_host(&host, &row.host_name, &csr, now, self.lives.host_ms)?;
-        let subject = format!("host/{host}");
-        let detail = format!("{} by token {token}", row.host_name);
-        let audit = audit(now, &format!("token:{token}"), "enroll", subject, detail);
-        match self.store.enrol(&token, new.clone(), now.0, audit).await {
+        let known = self.store.host(&new.id).await.map_err(EnrolError::Store)?;
+        let actor = format!("token:{token}");
+        let tell = |action: &str, detail: String| audit(now, &actor, action, format!("host/{host}"), detail);
+        let told = match &known {
+            None => tell("enroll", format!("{} by token {token}", row.host_name)),
+            Some(known) => tell(
+                "re_enroll",
+                format!("{} by token {token}, with the key {} at {}", known.host.name, new.spki, new.address),
+            ),
+        };
+        match self.store.enrol(&token, new.clone(), now.0, told).await {
             Ok(true) => {}
-            Ok(false) if self.is_repeated(&new).await? => {}
-            Ok(false) => return Err(EnrolError::Token),
+            Ok(false) => {
+                let before = known.filter(|known| is_repeated(known, &new)).ok_or(EnrolError::Token)?;
+                // The answer was lost, and where it is reached has changed since it asked first.
+                if before.host.address != new.address {
+                    let told = tell("move", new.address.clone());
+                    let moved = self.store.set_host_address(&new.id, new.address, Some(told)).await;
+                    moved.map_err(EnrolError::Store)?;
+                }
+            }
             Err(StoreError::Exists(_)) => return Err(EnrolError::Retired(host)),
             Err(error) => return Err(EnrolError::Store(error)),
         }
         Ok((host, self.answer(issued, now, self.lives.host_ms)))
-    }
-
-    /// Whether this very token made this very host with these very keys before.
-    async fn is_repeated(&self, new: &NewHost) -> Result<bool, EnrolError> {
-        let Some(row) = self.store.host(&new.id).await.map_err(EnrolError::Store)? else { return Ok(false) };
-        Ok(row.status == HostStatus::Active
-            && row.host.spki == new.spki
-            && row.host.verify_key == new.verify_key
-            && row.host.seal_key == new.seal_key)
     }
 
     /// A new certificate for the host that calls, for the very key with which it calls.
@@ -238,10 +243,18 @@ impl Identities {
         EnrolResponse {
             chain_pem: issued.chain_pem,
             ca_pem: self.authority.certificate_pem().to_owned(),
-            renew_at: now.plus_ms(life_ms / 2),
+            renew_at: now.plus_ms((life_ms / 2).min(self.lives.renew_ms)),
             expires_at: issued.expires_at,
         }
     }
+}
+
+/// Whether this very host was made with these very keys before.
+fn is_repeated(row: &HostRow, new: &NewHost) -> bool {
+    row.status == HostStatus::Active
+        && row.host.spki == new.spki
+        && row.host.verify_key == new.verify_key
+        && row.host.seal_key == new.seal_key
 }
 
 /// One entry for the audit log.

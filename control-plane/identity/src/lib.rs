@@ -23,8 +23,10 @@ pub use enrolment::{EnrolError, RenewError, check_labels};
 /// How long things live, in milliseconds.
 #[derive(Debug, Clone)]
 pub struct Lives {
-    /// A host's certificate; it asks for the next one at half of it.
+    /// A host's certificate.
     pub host_ms: u64,
+    /// After this time it asks for the next one, or at half of its life: where it is reached is told with that.
+    pub renew_ms: u64,
     /// The control plane's own certificate; made anew at half of it.
     pub own_ms: u64,
     /// An operator's certificate or token, unless asked for another.
@@ -42,6 +44,7 @@ impl Default for Lives {
     fn default() -> Self {
         Self {
             host_ms: 30 * DAY_MS,
+            renew_ms: 12 * HOUR_MS,
             own_ms: 7 * DAY_MS,
             operator_ms: 90 * DAY_MS,
             operator_ms_max: 366 * DAY_MS,

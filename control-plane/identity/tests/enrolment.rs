@@ -132,6 +132,11 @@ async fn a_lost_answer_can_be_asked_for_again_by_the_same_keys_only() {
     let (first, _) = world.identities.enrol(&host.request(&bundle), NOW).await.unwrap();
     let (again, _) = world.identities.enrol(&host.request(&bundle), NOW).await.unwrap();
     assert_eq!(first, again);
+    // A host that has moved meanwhile is looked for where it is now.
+    let mut moved = host.request(&bundle);
+    moved.address = "127.0.0.1:1400".to_owned();
+    world.identities.enrol(&moved, NOW).await.unwrap();
+    assert_eq!(world.store.host(&first.to_string()).await.unwrap().unwrap().host.address, moved.address);
     let thief = Host { tls: Host::new().tls, report: host.report, open: host.open };
     let refused = world.identities.enrol(&thief.request(&bundle), NOW).await;
     assert!(matches!(refused, Err(EnrolError::Token)), "{refused:?}");
@@ -251,6 +256,8 @@ async fn a_host_that_has_lost_its_certificate_comes_back_as_the_host_that_it_was
     assert_eq!(caller, Caller::Host(id));
     let refused = world.identities.authenticate(Some(&peer(&lost.chain_pem)), None, NOW).await;
     assert!(matches!(refused, Err(AccessError::OtherKey(_))), "{refused:?}");
+    let rows = world.store.audit_rows(0, 1000, Some(format!("host/{id}"))).await.unwrap();
+    assert_eq!(rows.last().unwrap().entry.action, "re_enroll", "{rows:?}");
     // What selects values for it stays as it was.
     let row = world.store.host(&id.to_string()).await.unwrap().unwrap();
     assert_eq!((row.host.name.as_str(), row.host.address.as_str()), ("web-1", "127.0.0.1:1400"));

@@ -197,7 +197,7 @@ fn table() -> Table {
     table.section("Identities", "How long certificates and tokens live.");
     table.rows(
         &documented(include_str!("../../identity/src/lib.rs"), "pub struct Lives", "pub ", "}"),
-        &values!(identity::Lives::default(); host_ms, own_ms, operator_ms, operator_ms_max, token_ms),
+        &values!(identity::Lives::default(); host_ms, renew_ms, own_ms, operator_ms, operator_ms_max, token_ms),
     );
     table
 }

@@ -200,11 +200,9 @@ fn write_into(dir: &Path, name: &str, content: &[u8], give: bool) -> rustix::io:
     let only_this = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = fs::open(dir, only_this | OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
     let new = format!("{name}.new");
-    for old in [new.as_str(), FAILURE_FILE] {
-        match fs::unlinkat(&dir, old, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
+    match fs::unlinkat(&dir, &new, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
     }
     let flags = only_this | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
     let mut file = File::from(fs::openat(&dir, &new, flags, Mode::RUSR | Mode::WUSR)?);

@@ -164,9 +164,16 @@ pub(crate) fn store_anchor(dir: &Path, anchor: &TrustAnchor) -> Result<(), KeepE
     write_whole(&path, &text)
 }
 
-/// Makes a directory that only its owner may enter.
+/// Makes a directory that only its owner may enter. Those above it are the network half's way to its own too.
 pub(crate) fn private_dir(dir: &Path) -> Result<(), KeepError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let made = match dir.parent() {
+        Some(above) => std::fs::DirBuilder::new().recursive(true).mode(0o755).create(above),
+        None => Ok(()),
+    };
+    let made = made.and_then(|()| match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made,
+    });
     made.map_err(|source| KeepError::Io { doing: "make", path: dir.to_owned(), source })
 }
 

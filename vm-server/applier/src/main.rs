@@ -132,10 +132,10 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
 
 fn tell(word: &Word) -> anyhow::Result<()> {
     match word {
-        Word::Taken => println!("the control plane knows it now"),
+        Word::Taken => println!("eso-vm-server says that the control plane took it: see `esoctl host list`"),
         Word::NobodyAsked => println!("start or restart eso-vm-server: it tells the control plane"),
         Word::Refused(why) => {
-            anyhow::bail!("the control plane did not take it: {why}; eso-vm-server tries on")
+            anyhow::bail!("eso-vm-server says: {why}; it tries on")
         }
         Word::None => anyhow::bail!(
             "the control plane has not answered yet; eso-vm-server tries on, see `journalctl -u eso-vm-server`"

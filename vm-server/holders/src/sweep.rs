@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opens::Inode;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -26,9 +26,9 @@ const USER_BYTES_MIN: usize = 8;
 /// unreadable.
 const TEXT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// How often, and with which pause, a child of ours is looked at until it is another program: it has our descriptors for
-/// a moment, and would be held to have the version for as long as it lives.
-const LOOKS_AT_CHILD: usize = 100;
+/// For how long, and with which pause, children of ours are looked at until they are other programs: they have our
+/// descriptors for a moment, and would be held to have the version for as long as they live.
+const CHILDREN_TIME: Duration = Duration::from_millis(500);
 const CHILD_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bytes to look for. Not printable: they are a value.
@@ -91,16 +91,17 @@ impl Sweep {
     /// Looks at every process but ours. Takes as long as there are descriptors on the machine: not for an async task.
     pub fn run(&self, proc: &Proc, table: &Table, rules: &Rules) -> Traces {
         let mut traces = Traces { complete: table.complete, ..Traces::default() };
+        let children_until = Instant::now() + CHILDREN_TIME;
         let others =
             table.processes.values().filter(|process| !process.kernel && !rules.ours.contains(&process.id));
         for process in others {
             let is_child = rules.ours.iter().any(|own| own.pid == process.parent);
             let look = || self.look_at(process, &proc.directory(process));
             let mut found = look();
-            for _ in 0..LOOKS_AT_CHILD {
-                if !is_child || found.as_ref().map_or(true, Vec::is_empty) {
-                    break;
-                }
+            while is_child
+                && found.as_ref().is_ok_and(|found| !found.is_empty())
+                && Instant::now() < children_until
+            {
                 std::thread::sleep(CHILD_PAUSE);
                 found = look();
             }

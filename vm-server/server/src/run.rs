@@ -12,7 +12,7 @@ use protocol::limit;
 use protocol::report::Means;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
-use transport::{Clients, Limits, ServerTls};
+use transport::{Backoff, Clients, Limits, ServerTls};
 
 use crate::applier::{self, Applier, ListenError};
 use crate::control_plane::{CallError, ControlPlane};
@@ -156,7 +156,9 @@ async fn re_enrolled(
     about: &About,
     host: &mut watch::Receiver<Option<protocol::HostId>>,
 ) -> Identity {
+    let mut backoff = Backoff::new(1000, limit::RETRY_MS_MAX);
     loop {
+        let mut again = None;
         match state.pending() {
             Ok(pending) if pending.as_ref().is_none_or(|pending| present.came_of(pending)) => {
                 if let Err(error) = state.finish_enrolment() {
@@ -168,13 +170,21 @@ async fn re_enrolled(
                 Ok(identity) => return identity,
                 Err(error) => {
                     state.note_failure(&error.to_string());
-                    tracing::warn!(%error, "failed to enrol this host anew; tried again when the applier connects");
+                    let pause = backoff.pause();
+                    tracing::warn!(%error, retry_ms = pause.as_millis(), "failed to enrol this host anew");
+                    again = Some(pause);
                 }
             },
             Err(error) => tracing::error!(%error, "failed to read the pending enrolment"),
         }
-        if host.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        let connected = async {
+            if host.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        match again {
+            Some(pause) => drop(tokio::time::timeout(pause, connected).await),
+            None => connected.await,
         }
     }
 }

@@ -83,7 +83,7 @@ impl Host {
         self.machine.write("/root/bundle.json", &bundle).unwrap();
         // The network half has run since the package was installed: it takes the new address with the enrolment.
         let said = self.machine.run(&["eso-vm-applier", "enroll", "--bundle", "/root/bundle.json"]).unwrap();
-        assert!(said.contains("the control plane knows it now"), "{said}");
+        assert!(said.contains("the control plane took it"), "{said}");
         self.machine.run(&["systemctl", "restart", "eso-vm-applier"]).unwrap();
         drop(self.default_port.take());
     }
