@@ -464,6 +464,10 @@ impl Applier {
 
     /// Looks at readers, processes and consumers, and brings every set's evidence up to date.
     pub(crate) fn observe(&mut self) {
+        // Else whoever starts a moment after a flip would count as begun before it, for as long as it lives.
+        if let Some(turned) = self.sets.values().map(|set| set.record.evidence.turned()).max() {
+            clock::pass(turned);
+        }
         let (look, table) = self.tools.witness.look();
         if let Some(ended) = self.tools.witness.exact_has_ended() {
             let message = format!("openers have not been held since {} (milliseconds since 1970)", ended.0);

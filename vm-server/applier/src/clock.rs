@@ -1,6 +1,7 @@
 //! The two clocks of this host, the id of its boot, and how far its clock is off the control plane's.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use lifecycle::Millis;
 use protocol::UnixMillis;
@@ -59,6 +60,13 @@ pub(crate) fn boot() -> Millis {
     Millis(seconds.saturating_mul(1000).saturating_add(millis))
 }
 
+/// Waits until this millisecond is over, where it is the present one.
+pub(crate) fn pass(moment: Millis) {
+    while boot() == moment {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
 /// A moment of the monotonic clock, which stands still while the machine sleeps, on the boot clock: never earlier
 /// than it was.
 pub(crate) fn boot_of_monotonic(monotonic_ms: u64) -> Millis {
@@ -86,6 +94,17 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
     const BOOT: Millis = Millis(5_000_000);
+
+    #[test]
+    fn a_millisecond_is_waited_out_and_no_longer() {
+        for _ in 0..20 {
+            let now = boot();
+            pass(now);
+            assert!(boot() > now);
+        }
+        // What another boot left in the journal is waited for by nobody.
+        pass(boot().plus(Millis::seconds(1_000_000)));
+    }
 
     /// A message that was sent so long ago by the sender's clock, and comes so long before `NOW`.
     fn heard(clock: &mut SenderClock, seems_ms: i64, before_ms: u64) {

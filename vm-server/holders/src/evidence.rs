@@ -209,6 +209,13 @@ impl Evidence {
         }
     }
 
+    /// When it was last another version that became current, or none. Only a look after that millisecond tells who began
+    /// after it.
+    pub fn turned(&self) -> Millis {
+        let spans = self.versions.values().flat_map(|watched| &watched.current);
+        spans.map(|(from, until)| until.unwrap_or(*from)).max().unwrap_or_default()
+    }
+
     /// A consumer has taken up a version; processes of it that are older than `at` did so by reading it again.
     pub fn adopted(&mut self, consumer: ConsumerName, version: Version, at: Millis) {
         self.adoptions.insert(consumer, (version, at));

@@ -134,8 +134,10 @@ impl Scene {
         self.until_only_held(before)?;
         let began = Instant::now();
         old.kill();
-        let revoked = self.revoked.recv_timeout(PATIENCE).context("the old version is not revoked")?;
         let path = format!("/v1/credentials/{SET}/versions/{before}/why");
+        let Ok(revoked) = self.revoked.recv_timeout(PATIENCE) else {
+            bail!("{before} is not revoked: {:?}", self.control.get::<Why>(&path)?);
+        };
         self.control.until(PATIENCE, "the old version is retired", |control| {
             Ok(control.get::<Why>(&path)?.phase == VersionPhase::Retired)
         })?;
