@@ -26,8 +26,9 @@ const USER_BYTES_MIN: usize = 8;
 /// unreadable.
 const TEXT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// For how long, and with which pause, children of ours are looked at until they are other programs: they have our
-/// descriptors for a moment, and would be held to have the version for as long as they live.
+/// For how long, and with which pause, children of ours are looked at until they are other programs: between fork and
+/// exec they have our descriptors, and would be held to have the version for as long as they live. Only one
+/// that ran our own program when a look at it began is looked at again: nobody else is ever let go.
 const CHILDREN_TIME: Duration = Duration::from_millis(500);
 const CHILD_PAUSE: Duration = Duration::from_millis(5);
 
@@ -95,16 +96,17 @@ impl Sweep {
         let others =
             table.processes.values().filter(|process| !process.kernel && !rules.ours.contains(&process.id));
         for process in others {
+            let directory = proc.directory(process);
             let is_child = rules.ours.iter().any(|own| own.pid == process.parent);
-            let look = || self.look_at(process, &proc.directory(process));
-            let mut found = look();
-            while is_child
-                && found.as_ref().is_ok_and(|found| !found.is_empty())
-                && Instant::now() < children_until
-            {
+            let found = loop {
+                let before = is_child && runs_our_program(&directory);
+                let found = self.look_at(process, &directory);
+                let inherited = before && found.as_ref().is_ok_and(|found| !found.is_empty());
+                if !inherited || Instant::now() >= children_until {
+                    break found;
+                }
                 std::thread::sleep(CHILD_PAUSE);
-                found = look();
-            }
+            };
             match found {
                 Ok(found) => {
                     let found = found.into_iter();
@@ -191,6 +193,11 @@ impl Sweep {
         });
         Ok(found.map(|_| "has a file of it mounted somewhere else".to_owned()))
     }
+}
+
+fn runs_our_program(directory: &Path) -> bool {
+    let program = |directory: &Path| fs::read_link(directory.join("exe")).ok();
+    program(directory).is_some_and(|program_of_it| program(Path::new("/proc/self")) == Some(program_of_it))
 }
 
 /// Asked of the descriptor itself, without waiting for a file system that does not answer.

@@ -11,10 +11,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -126,6 +127,12 @@ fn role(name: &str, arguments: &[String]) -> ExitCode {
         "keep-received" => Some(received(std::io::stderr().as_fd())),
         // The socket is kept, the descriptor stays in it.
         "keep-socket" => Some(std::io::stderr().as_fd().try_clone_to_owned().unwrap()),
+        "become-another" => {
+            println!("ready");
+            std::io::stdin().read_exact(&mut [0]).unwrap();
+            let error = Command::new("cat").stderr(Stdio::null()).exec();
+            panic!("failed to become another program: {error}");
+        }
         "wait" => None,
         other => panic!("unknown role {other}"),
     };
@@ -400,20 +407,17 @@ fn a_child_of_ours_has_our_descriptors_only_until_it_is_another_program() {
     let mut host = Host::new();
     let sweep = sweep_of([host.inode()]);
     for _ in 0..20 {
-        let mut child = Command::new("bash")
-            .args(["-c", "exec 7<\"$0\"; echo; read -r; exec 7<&-; read -r"])
-            .arg(host.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        stdin.write_all(b"\n").unwrap();
-        assert_eq!(host.sweep(&sweep).found, [], "it has let go of it, and lives on");
-        drop(stdin);
-        child.wait().unwrap();
+        let file = File::open(host.path()).unwrap();
+        let mut child = Running::role("become-another", &[], Some(file.into()));
+        child.0.stdin.as_mut().unwrap().write_all(b"!").unwrap();
+        let found = host.sweep(&sweep).found;
+        assert!(found.is_empty(), "it is another program, and lives on: {found:?}");
+        child.end();
     }
+    // Another program is believed at the first look, whoever started it.
+    let other = Running::shell("exec 7<\"$0\"; echo ready; read -r _", &host.path());
+    assert!(!host.sweep(&sweep).found.is_empty());
+    other.end();
 }
 
 fn a_mapping_without_a_descriptor_is_found() {
