@@ -190,7 +190,9 @@ impl Identities {
         match self.store.enrol(&token, new.clone(), now.0, told).await {
             Ok(true) => {}
             Ok(false) => {
-                let before = known.filter(|known| is_repeated(known, &new)).ok_or(EnrolError::Token)?;
+                // Read anew: the first try may have been under way until now.
+                let now_known = self.store.host(&new.id).await.map_err(EnrolError::Store)?;
+                let before = now_known.filter(|row| is_repeated(row, &new)).ok_or(EnrolError::Token)?;
                 // The answer was lost, and where it is reached has changed since it asked first.
                 if before.host.address != new.address {
                     let told = tell("move", new.address.clone());

@@ -143,6 +143,21 @@ async fn a_lost_answer_can_be_asked_for_again_by_the_same_keys_only() {
 }
 
 #[tokio::test]
+async fn a_host_that_asks_many_times_at_once_is_let_in_each_time() {
+    let world = std::sync::Arc::new(World::new().await);
+    let (bundle, host) = (world.bundle("web-1").await, Host::new());
+    let mut tries = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let (world, request) = (world.clone(), host.request(&bundle));
+        tries.spawn(async move { world.identities.enrol(&request, NOW).await });
+    }
+    while let Some(enrolled) = tries.join_next().await {
+        enrolled.unwrap().unwrap();
+    }
+    assert_eq!(world.store.hosts().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn what_is_not_exactly_the_bundles_is_refused_and_uses_up_nothing() {
     let world = World::new().await;
     let (bundle, other) = (world.bundle("web-1").await, world.bundle("web-2").await);
