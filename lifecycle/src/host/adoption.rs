@@ -172,12 +172,18 @@ impl Machine {
     pub(super) fn mixed(&mut self, turn: Turn, consumer: &ConsumerName) {
         let Some(taking) = self.taking(turn, consumer) else { return };
         if matches!(taking.phase, Phase::Settling { .. } | Phase::Settled) {
-            taking.phase = Phase::Waiting { was: None, was_healthy: false, revive: false };
-            self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
+            self.wait_anew(turn, consumer);
         }
     }
 
-    pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life) {
+    /// What it has is not, or not only, the current version.
+    fn wait_anew(&mut self, turn: Turn, consumer: &ConsumerName) {
+        let Some(taking) = self.taking(turn, consumer) else { return };
+        taking.phase = Phase::Waiting { was: None, was_healthy: false, revive: false };
+        self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
+    }
+
+    pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life, since_flip: bool) {
         let by_itself = self.state.by(consumer) == By::Itself || self.state.awaits_window(consumer);
         let Some(turn) = self.state.turn else { return };
         let Some(taking) = self.taking(turn, consumer) else { return };
@@ -186,9 +192,11 @@ impl Machine {
             Phase::Waiting { was: Some(was), .. } => by_itself && *was != life,
             _ => false,
         };
-        if awaited {
+        if awaited && since_flip {
             taking.phase = Phase::Settling { life, was_healthy: true };
             self.go_on(turn, consumer);
+        } else if awaited {
+            self.wait_anew(turn, consumer);
         }
     }
 

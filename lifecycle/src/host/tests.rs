@@ -190,7 +190,7 @@ impl World {
         self.give(HostEvent::Started { rebooted, link, files });
         for (consumer, was) in self.state.awaited() {
             if let Some(life) = self.life().filter(|life| Some(life) != was.as_ref()) {
-                self.give(HostEvent::Appeared { consumer, life });
+                self.give(HostEvent::Appeared { consumer, life, since_flip: true });
             }
         }
     }
@@ -379,8 +379,32 @@ fn idle_consumer() {
     assert_eq!(world.state.awaited(), BTreeMap::from([(app(), None)]));
     world.restart();
     let life = world.life().unwrap();
-    world.give(HostEvent::Appeared { consumer: app(), life });
+    world.give(HostEvent::Appeared { consumer: app(), life, since_flip: true });
     assert_eq!(world.report().current, Some(v(0)), "it cannot use the new one, the old one still lies here");
+}
+
+#[test]
+fn who_began_before_the_flip_and_shows_itself_after_it_is_not_on_the_new_version() {
+    for by in [By::Permit, By::Itself] {
+        let mut world = World::on_zero();
+        world.give(HostEvent::Policy(Some(Rules { consumers: BTreeMap::from([(app(), by)]) })));
+        // It is being started, and nobody can see it yet.
+        world.life = None;
+        world.order(2, stage(1));
+        world.order(2, activate(1));
+        world.order(2, OrderKind::Adopt { version: v(1) });
+        assert_eq!(world.report().consumers[&app()].state, ConsumerState::Idle);
+        world.life = Some(77);
+        world.loaded = Some(v(0));
+        let life = world.life().unwrap();
+        world.give(HostEvent::Appeared { consumer: app(), life: life.clone(), since_flip: false });
+        if by == By::Itself {
+            assert_eq!(world.report().adopted, None);
+            assert_eq!(world.state.awaited(), BTreeMap::from([(app(), Some(life))]));
+        } else {
+            assert_eq!((world.report().adopted, world.loaded), (Some(v(1)), Some(v(1))));
+        }
+    }
 }
 
 #[test]
@@ -627,7 +651,7 @@ proptest! {
                 Act::Restart => {
                     world.restart();
                     let life = world.life().unwrap();
-                    world.give(HostEvent::Appeared { consumer: app(), life });
+                    world.give(HostEvent::Appeared { consumer: app(), life, since_flip: true });
                 }
                 Act::Stop => world.life = None,
                 Act::Break(number) => {

@@ -267,6 +267,13 @@ impl Applier {
                 }
                 self.look_again();
             }
+            Input::Appeared { set, consumer, life } => {
+                let given = self.with_set(&set, |set, tools| set.appeared(tools, consumer, &life));
+                if let Some(Err(error)) = given {
+                    tracing::error!(%set, %error, "an outcome is not in the journal yet");
+                }
+                self.look_again();
+            }
             Input::Said { speaker, statement, reply } => {
                 // Whoever spoke may be gone.
                 let _ = reply.send(self.said(&speaker, &statement));

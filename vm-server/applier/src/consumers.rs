@@ -212,8 +212,7 @@ impl Tasks {
             let before = was.clone();
             let task = self.runtime.spawn(async move {
                 let life = next_life(&supervisor, &consumer, before.as_ref()).await;
-                let event = HostEvent::Appeared { consumer: consumer.name, life };
-                let _ = inbox.send(Input::Outcome { set, event });
+                let _ = inbox.send(Input::Appeared { set, consumer: consumer.name, life });
             });
             self.awaits.insert(who, (was, task.abort_handle()));
         }
@@ -221,13 +220,13 @@ impl Tasks {
 }
 
 /// The next life of a consumer: one that is not `was`, or any if it did not run.
-async fn next_life(supervisor: &Supervisor, consumer: &Consumer, was: Option<&Life>) -> Life {
+async fn next_life(supervisor: &Supervisor, consumer: &Consumer, was: Option<&Life>) -> LifeId {
     // Of a oneshot that begins and ends between two looks only the last life tells.
     let ended_before = supervisor.look(consumer).await.ok().and_then(|look| look.last_life);
     loop {
         if let Ok(look) = supervisor.look(consumer).await {
             let ended = look.last_life.filter(|last| Some(last) != ended_before.as_ref());
-            if let Some(life) = look.life.or(ended).map(|id| life_of(&id)).filter(|life| Some(life) != was) {
+            if let Some(life) = look.life.or(ended).filter(|life| Some(&life_of(life)) != was) {
                 return life;
             }
         }

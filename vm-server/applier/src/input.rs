@@ -8,6 +8,7 @@ use protocol::Frame;
 use protocol::report::Means;
 use protocol::reported::{Reply, Statement};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use units::LifeId;
 
 use crate::applications::Speaker;
 
@@ -27,6 +28,8 @@ pub(crate) enum Input {
     Disconnected,
     /// What came of an effect that took its time.
     Outcome { set: SetName, event: HostEvent },
+    /// A consumer that was waited for lives another life, or lives at all.
+    Appeared { set: SetName, consumer: ConsumerName, life: LifeId },
     /// A consumer cannot be asked for now, or can again.
     Trouble { set: SetName, consumer: ConsumerName, trouble: Option<(&'static str, String)> },
     /// An application spoke on its socket.

@@ -8,16 +8,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holders::ProcessId;
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
 use lifecycle::{ConsumerName, Evidence, Flipped, Millis, SetName, Version};
 use protocol::UnixMillis;
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
-use units::UnitError;
+use units::{LifeId, UnitError};
 use zeroize::Zeroizing;
 
-use crate::consumers::Wanted;
+use crate::consumers::{Wanted, life_of};
 use crate::copies::CopyError;
 use crate::journal::JournalError;
 use crate::record::{KeptAccess, SetRecord};
@@ -268,6 +269,23 @@ impl Set {
             self.ask_consumer(tools, consumer, look);
         }
         early
+    }
+
+    /// A consumer that was waited for lives another life. systemd shows a unit from its very start; a process shows
+    /// itself when it writes its pid file, and may have read its files long before.
+    pub(crate) fn appeared(
+        &mut self,
+        tools: &mut Tools,
+        consumer: ConsumerName,
+        life: &LifeId,
+    ) -> Result<Option<Answer>, JournalError> {
+        let since_flip = match (life, self.record.evidence.left()) {
+            (LifeId::Process { pid, start }, Some(left)) => {
+                tools.witness.proc.began(ProcessId { pid: *pid, start: *start }) > left
+            }
+            (LifeId::Process { .. }, None) | (LifeId::Invocation(_), _) => true,
+        };
+        self.give(tools, HostEvent::Appeared { consumer, life: life_of(life), since_flip })
     }
 
     fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {

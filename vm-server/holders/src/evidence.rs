@@ -216,6 +216,11 @@ impl Evidence {
         spans.map(|(from, until)| until.unwrap_or(*from)).max().unwrap_or_default()
     }
 
+    /// When it was last that a version ceased to be current that may still be in use: whoever began before may have it.
+    pub fn left(&self) -> Option<Millis> {
+        self.versions.values().flat_map(|watched| &watched.current).filter_map(|(_, until)| *until).max()
+    }
+
     /// A consumer has taken up a version; processes of it that are older than `at` did so by reading it again.
     pub fn adopted(&mut self, consumer: ConsumerName, version: Version, at: Millis) {
         self.adoptions.insert(consumer, (version, at));

@@ -262,3 +262,31 @@ fn an_idle_application_keeps_the_old_version_until_its_first_healthy_start() {
     let _app = Application::start(&host.app_dir(), &host.app_dir().join("password"));
     host.until("adopted", |report| report.adopted == Some(v(1)));
 }
+
+#[test]
+fn an_application_that_began_before_the_flip_and_shows_itself_after_it_is_restarted() {
+    let mut host = Host::new(&policy(r#"adopt = "restart""#, ""));
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    host.order(1, OrderKind::Adopt { version: v(1) });
+    let late = host.app_dir().join("late");
+    std::fs::write(&late, "").unwrap();
+    let app = Application::start(&host.app_dir(), &host.app_dir().join("password"));
+    app.until_started(1);
+    host.order(2, stage(2));
+    host.order(2, activate(2));
+    host.order(2, OrderKind::Adopt { version: v(2) });
+    host.until("idle", |report| {
+        report.consumers.values().any(|consumer| consumer.state == ConsumerState::Idle)
+    });
+    std::fs::remove_file(&late).unwrap();
+    host.until("adopted", |report| report.adopted == Some(v(2)));
+    assert_eq!(
+        app.starts(),
+        2,
+        "where nobody can see what it reads, its first life counts as one of version 1"
+    );
+    host.order(2, seal(1));
+    host.until("gone", |report| report.gone.contains(v(1)));
+}

@@ -23,11 +23,13 @@ impl Application {
         std::fs::canonicalize("/bin/sh").unwrap().display().to_string()
     }
 
-    /// It cannot use a value with `BAD` in it: it exits before it is of any use. On HUP it reads the file again.
+    /// It cannot use a value with `BAD` in it: it exits before it is of any use. On HUP it reads the file again. As long
+    /// as its directory has a file `late`, it begins and does nothing.
     pub(crate) fn start(dir: &Path, password: &Path) -> Self {
         let script = r#"
             read_it() { IFS= read -r value < "$1" || [ -n "$value" ] || exit 1; }
             again() { read_it "$1"; echo "$value" > "$2/loaded.new"; mv "$2/loaded.new" "$2/loaded"; }
+            while [ -e "$2/late" ]; do sleep 0.01; done
             read_it "$1"
             trap 'again "$1" "$2"' HUP
             trap 'exit 0' TERM
@@ -66,6 +68,15 @@ impl Application {
 
     pub(crate) fn starts(&self) -> u32 {
         self.starts.load(Ordering::SeqCst)
+    }
+
+    #[track_caller]
+    pub(crate) fn until_started(&self, starts: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.starts() < starts {
+            assert!(Instant::now() < deadline, "the application began {} times, not {starts}", self.starts());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The process, as its pid file says.
