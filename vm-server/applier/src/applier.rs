@@ -156,6 +156,7 @@ impl Applier {
         let boot_id = self.tools.witness.boot_id.clone();
         let rebooted = self.host.boot_id != boot_id && !self.host.boot_id.is_empty();
         self.sets.retain(|_, set| !set.is_empty());
+        self.forget_unknown_copies();
         for name in self.policy.sets.keys() {
             if !self.sets.contains_key(name) {
                 self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
@@ -179,12 +180,23 @@ impl Applier {
         Ok(())
     }
 
+    fn forget_unknown_copies(&mut self) {
+        let known = self
+            .sets
+            .iter()
+            .flat_map(|(name, set)| set.machine().known().into_iter().map(move |v| (name, v)));
+        match self.tools.copies.retain(known) {
+            Ok(()) => self.tools.unnotice("copy", "unknown"),
+            Err(error) => self.tools.notice("copy", "unknown", error.to_string()),
+        }
+    }
+
     /// Makes the host's own record durable; now and then the whole journal is written anew.
     pub(crate) fn keep_host(&mut self) -> Result<(), JournalError> {
         if self.tools.journal.wants_compaction() {
             return self.compact();
         }
-        self.tools.journal.append_result(RecordRef::Host(&self.host).to_bytes())
+        self.tools.journal.keep(RecordRef::Host(&self.host).to_bytes())
     }
 
     fn compact(&mut self) -> Result<(), JournalError> {
@@ -230,6 +242,7 @@ impl Applier {
             if !self.is_hushed() {
                 self.do_due();
                 self.send_reports();
+                self.tools.sync_journal();
             }
         }
     }

@@ -108,9 +108,12 @@ impl Applier {
         let gaps = set.record.evidence.gaps(sequence, &self.tools.view.table);
         let places = set.faults(sequence);
         let newly_named = named != set.record.evidence || faults != set.record.place_faults;
-        if newly_named || set.unkept {
-            // A name that is not kept is given to nothing else: it has the report's number in it.
+        // A name that is not kept is given to nothing else: it has the report's number in it.
+        if newly_named || set.unsynced {
             let _ = set.keep(&mut self.tools);
+        } else if set.unkept {
+            // What a loss of power takes of this is found again, or done again, at the next start.
+            let _ = set.note(&mut self.tools);
         }
         // What is not in the journal is not said.
         let mut report = set.kept.report();

@@ -55,6 +55,8 @@ pub(crate) struct Set {
     pub(crate) unstarted: Option<bool>,
     /// Whether the record differs from what the journal has, since writing it failed.
     pub(crate) unkept: bool,
+    /// Whether a loss of power may take an order that was accepted. Nobody is told that it was before that is over.
+    pub(crate) unsynced: bool,
     /// Whether an agreed instant has come and is being met.
     at_instant: bool,
 }
@@ -75,6 +77,7 @@ impl Set {
             places_due: false,
             shown_in_places: None,
             unkept: false,
+            unsynced: false,
             at_instant: false,
         }
     }
@@ -185,7 +188,15 @@ impl Set {
         if matches!(event, HostEvent::Tick) {
             return Ok(effects);
         }
-        let Err(error) = self.keep(tools) else { return Ok(effects) };
+        // Files that nobody can see may lie here before an order is durable: without it they are nobody's at the next
+        // start.
+        let kept = if let [HostEffect::Answer(_), HostEffect::Write { .. }] = effects[..] {
+            self.unsynced = true;
+            self.note(tools)
+        } else {
+            self.keep(tools)
+        };
+        let Err(error) = kept else { return Ok(effects) };
         self.record.machine = before;
         match event {
             HostEvent::Order { .. } | HostEvent::Asked { .. } => self.unkept = was_unkept,
@@ -198,10 +209,23 @@ impl Set {
     /// Makes the record durable, or remembers that it is not.
     pub(crate) fn keep(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
         let kept = tools.keep(&self.name, &self.record);
+        self.unsynced &= kept.is_err();
+        self.told_of(tools, kept)
+    }
+
+    /// Writes the record down: it outlives our own death, and a loss of power from the next sync on.
+    pub(crate) fn note(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
+        let noted = tools.note(&self.name, &self.record);
+        self.told_of(tools, noted)
+    }
+
+    fn told_of(&mut self, tools: &mut Tools, kept: Result<(), JournalError>) -> Result<(), JournalError> {
         self.unkept = kept.is_err();
         match &kept {
             Ok(()) => {
-                self.kept.clone_from(&self.record.machine);
+                if !self.unsynced {
+                    self.kept.clone_from(&self.record.machine);
+                }
                 tools.unnotice("journal", self.name.as_str());
             }
             Err(error) => tools.notice("journal", self.name.as_str(), error.to_string()),
@@ -531,6 +555,14 @@ impl Set {
         self.open_dir(tools)?;
         let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
         let mut found = dir.recover()?;
+        let known = self.record.machine.known();
+        for version in found.present.clone() {
+            // A loss of power took the order by which it came, which nobody was told of.
+            if !known.contains(&version) && found.current != Some(version) {
+                dir.unlink(version)?;
+                found.present.remove(&version);
+            }
+        }
         // A set that policy dropped is still served, as it was.
         let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
         for version in self.record.machine.present() {
