@@ -37,6 +37,8 @@ const LOOK_REST_MAX: Duration = Duration::from_secs(5);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Before an agreed instant nothing is begun that could wait: all hosts are to flip together.
 const HUSH: Millis = Millis(100);
+/// After an agreed instant nothing is begun that could wait: many hosts share the instant, and often a machine.
+const REST: Duration = Duration::from_millis(20);
 /// How long directories are left alone after a change, so that a change of many files is taken as one.
 const QUIET: Duration = Duration::from_millis(60);
 /// For how long inputs are taken before it is the turn of what is due.
@@ -65,6 +67,8 @@ pub(crate) struct Applier {
     watch: Watch,
     /// Whom policy names, for those who hear what applications say.
     named: tokio::sync::watch::Sender<Arc<Named>>,
+    /// Until when nothing is begun after an agreed instant.
+    resting: Instant,
     looked: Instant,
     look_took: Duration,
     tried: Instant,
@@ -141,6 +145,7 @@ impl Applier {
             config,
             watch,
             named,
+            resting: Instant::now(),
             looked: Instant::now(),
             look_took: Duration::ZERO,
             tried: Instant::now(),
@@ -240,6 +245,7 @@ impl Applier {
                 self.take(input);
             }
             if !self.is_hushed() {
+                self.note_flips();
                 self.do_due();
                 self.send_reports();
                 self.tools.sync_journal();
@@ -334,10 +340,20 @@ impl Applier {
     /// Flips what is due.
     fn tick(&mut self) {
         for set in self.sets.values_mut() {
-            set.flip_if_due(&mut self.tools);
+            if set.flip_if_due(&mut self.tools) {
+                self.resting = Instant::now() + REST;
+            }
         }
         if self.tools.recheck {
             self.look_again();
+        }
+    }
+
+    /// Writes down what came of an agreed instant, before anybody looks around for what is behind.
+    fn note_flips(&mut self) {
+        for set in self.sets.values_mut().filter(|set| set.unkept) {
+            // What cannot be written down now is with the next event.
+            let _ = set.note(&mut self.tools);
         }
     }
 
@@ -348,7 +364,8 @@ impl Applier {
         let flips = self.sets.values().filter_map(Set::next_due);
         let flips = flips.map(|due| Duration::from_millis(due.since(boot).0));
         if self.is_hushed() {
-            return flips.min().unwrap_or_default();
+            let rest = self.resting.saturating_duration_since(now);
+            return flips.chain((!rest.is_zero()).then_some(rest)).min().unwrap_or_default();
         }
         // In time to be quiet before it.
         let flips = flips.map(|due| due.saturating_sub(Duration::from_millis(HUSH.0)));
@@ -362,7 +379,8 @@ impl Applier {
     /// Whether an agreed instant is near.
     fn is_hushed(&self) -> bool {
         let soon = clock::boot().plus(HUSH);
-        self.sets.values().any(|set| set.next_due().is_some_and(|due| due <= soon))
+        Instant::now() < self.resting
+            || self.sets.values().any(|set| set.next_due().is_some_and(|due| due <= soon))
     }
 
     fn look_due(&self) -> Option<Instant> {

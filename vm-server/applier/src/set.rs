@@ -130,9 +130,9 @@ impl Set {
 
     fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
         let mut answer = None;
-        let ticked = matches!(first, HostEvent::Tick);
-        // What comes of an order is said in the answer to its push, and is kept before: see `set_report`.
-        let answered = matches!(first, HostEvent::Order { .. });
+        // What comes of an order is said in the answer to its push, and is kept before: see `set_report`. What comes of an
+        // agreed instant is kept once every set has met it: see `Applier::serve`.
+        let kept_later = matches!(first, HostEvent::Order { .. } | HostEvent::Tick);
         // Whoever is told a moment later to flip at once flips for the instant all the same.
         self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
         let mut effects = self.step_first(tools, first)?;
@@ -155,7 +155,7 @@ impl Set {
                 tools.changed = true;
                 // What has come about stands, whether it can be journalled now or later. Before something else is begun
                 // it is now.
-                if answered && next.is_empty() && events.is_empty() {
+                if kept_later && next.is_empty() && events.is_empty() {
                     self.unkept = true;
                 } else {
                     let _ = self.keep(tools);
@@ -163,7 +163,7 @@ impl Set {
             }
             effects = next;
         }
-        if (self.unkept && !answered) || ticked {
+        if self.unkept && !kept_later {
             let _ = self.keep(tools);
         }
         Ok(answer)
@@ -186,6 +186,7 @@ impl Set {
         let before = std::mem::replace(&mut self.record.machine, state);
         tools.changed = true;
         if matches!(event, HostEvent::Tick) {
+            self.unkept = true;
             return Ok(effects);
         }
         // Files that nobody can see may lie here before an order is durable: without it they are nobody's at the next
@@ -622,13 +623,13 @@ impl Set {
         tools.tasks.await_lives(&self.name, awaited.collect());
     }
 
-    /// Meets an agreed instant that has come.
-    pub(crate) fn flip_if_due(&mut self, tools: &mut Tools) {
-        if self.next_due().is_some_and(|due| due <= crate::clock::boot())
-            && let Err(error) = self.give(tools, HostEvent::Tick)
-        {
+    /// Meets an agreed instant that has come. Whether one has.
+    pub(crate) fn flip_if_due(&mut self, tools: &mut Tools) -> bool {
+        let is_due = self.next_due().is_some_and(|due| due <= crate::clock::boot());
+        if is_due && let Err(error) = self.give(tools, HostEvent::Tick) {
             tracing::error!(set = %self.name, %error, "a flip is not in the journal yet");
         }
+        is_due
     }
 
     /// When an agreed flip is due, once it could be carried out.
