@@ -183,7 +183,7 @@ impl Machine {
         self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
     }
 
-    pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life, since_flip: bool) {
+    pub(super) fn appeared(&mut self, consumer: &ConsumerName, life: Life, on_another: bool) {
         let by_itself = self.state.by(consumer) == By::Itself || self.state.awaits_window(consumer);
         let Some(turn) = self.state.turn else { return };
         let Some(taking) = self.taking(turn, consumer) else { return };
@@ -192,7 +192,7 @@ impl Machine {
             Phase::Waiting { was: Some(was), .. } => by_itself && *was != life,
             _ => false,
         };
-        if awaited && since_flip {
+        if awaited && !on_another {
             taking.phase = Phase::Settling { life, was_healthy: true };
             self.go_on(turn, consumer);
         } else if awaited {

@@ -200,9 +200,8 @@ pub enum HostEvent {
         consumer: ConsumerName,
         /// The new life.
         life: Life,
-        /// Whether it began after the flip. One that was on its way already, and shows itself only now, may have read
-        /// what was current before.
-        since_flip: bool,
+        /// Whether it has another version than the current one: it was on its way already when that became current.
+        on_another: bool,
     },
     /// The files and the sealed copy of a version are unlinked.
     Unlinked {
@@ -401,7 +400,7 @@ impl Machine {
             HostEvent::Healthy { turn, consumer } => self.healthy(turn, &consumer),
             HostEvent::Unhealthy { turn, consumer, reason } => self.unhealthy(turn, consumer, reason),
             HostEvent::Mixed { turn, consumer } => self.mixed(turn, &consumer),
-            HostEvent::Appeared { consumer, life, since_flip } => self.appeared(&consumer, life, since_flip),
+            HostEvent::Appeared { consumer, life, on_another } => self.appeared(&consumer, life, on_another),
             HostEvent::Unlinked { version } => self.unlinked(version),
             HostEvent::Gone { version } => self.gone(version),
             HostEvent::NotGone { version, reason } => self.not_gone(version, reason),

@@ -190,7 +190,7 @@ impl World {
         self.give(HostEvent::Started { rebooted, link, files });
         for (consumer, was) in self.state.awaited() {
             if let Some(life) = self.life().filter(|life| Some(life) != was.as_ref()) {
-                self.give(HostEvent::Appeared { consumer, life, since_flip: true });
+                self.give(HostEvent::Appeared { consumer, life, on_another: false });
             }
         }
     }
@@ -379,7 +379,7 @@ fn idle_consumer() {
     assert_eq!(world.state.awaited(), BTreeMap::from([(app(), None)]));
     world.restart();
     let life = world.life().unwrap();
-    world.give(HostEvent::Appeared { consumer: app(), life, since_flip: true });
+    world.give(HostEvent::Appeared { consumer: app(), life, on_another: false });
     assert_eq!(world.report().current, Some(v(0)), "it cannot use the new one, the old one still lies here");
 }
 
@@ -397,7 +397,7 @@ fn who_began_before_the_flip_and_shows_itself_after_it_is_not_on_the_new_version
         world.life = Some(77);
         world.loaded = Some(v(0));
         let life = world.life().unwrap();
-        world.give(HostEvent::Appeared { consumer: app(), life: life.clone(), since_flip: false });
+        world.give(HostEvent::Appeared { consumer: app(), life: life.clone(), on_another: true });
         if by == By::Itself {
             assert_eq!(world.report().adopted, None);
             assert_eq!(world.state.awaited(), BTreeMap::from([(app(), Some(life))]));
@@ -651,7 +651,7 @@ proptest! {
                 Act::Restart => {
                     world.restart();
                     let life = world.life().unwrap();
-                    world.give(HostEvent::Appeared { consumer: app(), life, since_flip: true });
+                    world.give(HostEvent::Appeared { consumer: app(), life, on_another: false });
                 }
                 Act::Stop => world.life = None,
                 Act::Break(number) => {

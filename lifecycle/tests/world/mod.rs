@@ -214,7 +214,7 @@ impl Host {
     pub fn start_app(&mut self) {
         self.restart();
         if let Some(life) = self.life() {
-            self.give(HostEvent::Appeared { consumer: app(), life, since_flip: true });
+            self.give(HostEvent::Appeared { consumer: app(), life, on_another: false });
         }
     }
 

@@ -287,6 +287,7 @@ impl Applier {
                 self.look_again();
             }
             Input::Appeared { set, consumer, life } => {
+                self.observe();
                 let given = self.with_set(&set, |set, tools| set.appeared(tools, consumer, &life));
                 if let Some(Err(error)) = given {
                     tracing::error!(%set, %error, "an outcome is not in the journal yet");

@@ -2,7 +2,8 @@
 //!
 //! An event goes in, the new state is journalled, the effects are carried out, their outcomes go in as events, until
 //! nothing is left to do. Only a flip that was armed is carried out before its state is journalled: the link is the
-//! truth, and nothing of it is reported before the journal has it.
+//! truth, and nothing of it is reported before the journal has it. The journal is durable before readers see anything
+//! else; what it has of files that nobody sees yet, and of what has come about, may become durable later.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -296,21 +297,23 @@ impl Set {
         early
     }
 
-    /// A consumer that was waited for lives another life. systemd shows a unit from its very start; a process shows
-    /// itself when it writes its pid file, and may have read its files long before.
+    /// A consumer that was waited for lives another life, and everybody was looked at since. systemd shows a unit from
+    /// its very start; a process shows itself when it writes its pid file, and may have read its files long before.
     pub(crate) fn appeared(
         &mut self,
         tools: &mut Tools,
         consumer: ConsumerName,
         life: &LifeId,
     ) -> Result<Option<Answer>, JournalError> {
-        let since_flip = match (life, self.record.evidence.left()) {
-            (LifeId::Process { pid, start }, Some(left)) => {
-                tools.witness.proc.began(ProcessId { pid: *pid, start: *start }) > left
+        let on_another = match (life, self.machine().current()) {
+            (LifeId::Process { pid, start }, Some(current)) => {
+                let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
+                let id = ProcessId { pid: *pid, start: *start };
+                self.record.evidence.is_on_another(id, current, &tools.view.scene(&rules))
             }
-            (LifeId::Process { .. }, None) | (LifeId::Invocation(_), _) => true,
+            (LifeId::Process { .. }, None) | (LifeId::Invocation(_), _) => false,
         };
-        self.give(tools, HostEvent::Appeared { consumer, life: life_of(life), since_flip })
+        self.give(tools, HostEvent::Appeared { consumer, life: life_of(life), on_another })
     }
 
     fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {

@@ -216,11 +216,6 @@ impl Evidence {
         spans.map(|(from, until)| until.unwrap_or(*from)).max().unwrap_or_default()
     }
 
-    /// When it was last that a version ceased to be current that may still be in use: whoever began before may have it.
-    pub fn left(&self) -> Option<Millis> {
-        self.versions.values().flat_map(|watched| &watched.current).filter_map(|(_, until)| *until).max()
-    }
-
     /// A consumer has taken up a version; processes of it that are older than `at` did so by reading it again.
     pub fn adopted(&mut self, consumer: ConsumerName, version: Version, at: Millis) {
         self.adoptions.insert(consumer, (version, at));
@@ -529,6 +524,18 @@ impl Evidence {
             .filter_map(|(id, _)| scene.table.get(*id))
             .filter_map(|process| scene.consumer_of(&scene.lineage(process)))
             .any(|rule| rule.name == *consumer)
+    }
+
+    /// Whether a process is on another version than this one, as far as was seen or policy says.
+    pub fn is_on_another(&self, id: ProcessId, current: Version, scene: &Scene<'_>) -> bool {
+        if self.kind == Kind::Kernel {
+            let readings =
+                self.reads.get(&id).and_then(|readings| readings.iter().max_by_key(|(_, read)| read.last));
+            return readings.is_some_and(|(version, _)| *version != current);
+        }
+        let Some(process) = scene.table.get(id) else { return false };
+        let (life, _) = LifeState::of_process(process, scene.table);
+        self.held.iter().any(|(version, holds)| *version != current && holds.contains_key(&life))
     }
 
     /// Whether this was the last word of a consumer that lives.

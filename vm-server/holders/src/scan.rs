@@ -226,11 +226,6 @@ impl Proc {
         (number_of(pidfd) == Some(pid) && !process.zombie).then_some(process)
     }
 
-    /// The earliest moment, on the boot clock, at which a process can have begun. Start times are rounded down.
-    pub fn began(&self, id: ProcessId) -> Millis {
-        Millis(id.start.saturating_mul(1000) / self.ticks.max(1))
-    }
-
     /// For how long a process has been there at least. Start times are rounded down.
     pub fn age(&self, process: &Process) -> Millis {
         let began = process.id.start.saturating_add(1).saturating_mul(1000) / self.ticks.max(1);

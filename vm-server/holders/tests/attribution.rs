@@ -690,6 +690,10 @@ fn who_has_read_the_old_version_since_is_not_on_the_new_one() {
         let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
         assert_eq!(world.evidence.was_read_by(&name("db"), NEW, &scene), is_on);
         assert_eq!(world.evidence.was_read_by(&name("db"), OLD, &scene), !is_on);
+        let id = world.table.processes[&100].id;
+        assert_eq!(world.evidence.is_on_another(id, NEW, &scene), !is_on);
+        let silent = ProcessId { pid: 4711, ..id };
+        assert!(!world.evidence.is_on_another(silent, NEW, &scene), "it has read nothing");
     }
 }
 

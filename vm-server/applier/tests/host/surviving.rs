@@ -29,6 +29,25 @@ fn an_instant_that_passed_while_we_were_away_is_met_when_told() {
     assert_eq!(host.current("password"), Some(secret(2)));
 }
 
+/// What comes of a flip that was agreed upon is written down a moment after it.
+#[test]
+fn killed_right_after_an_agreed_flip_it_knows_what_readers_find() {
+    let (mut host, app) = on_one(r#"adopt = "restart""#, "");
+    host.order(2, stage(2));
+    host.order(2, arm(2, 200));
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while host.current("password") != Some(secret(2)) {
+        assert!(std::time::Instant::now() < deadline, "it does not flip");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    host.restart();
+    let report = host.ask(1).sets[&host.set()].clone();
+    assert_eq!((report.current, report.armed), (Some(v(2)), None), "{report:#?}");
+    host.order(2, lifecycle::OrderKind::Adopt { version: v(2) });
+    host.until("adopted", |report| report.adopted == Some(v(2)));
+    app.until_loaded(&secret(2));
+}
+
 #[test]
 fn sets_come_back_after_a_boot_without_the_control_plane() {
     let mut host = Host::new("[set.db]\nplaces = [{ path = \"{app}/password\", file = \"password\" }]\n");
