@@ -60,6 +60,8 @@ pub(crate) struct Applier {
     pub(crate) sender_clock: SenderClock,
     pub(crate) next_sequence: u64,
     pub(crate) sent: Option<Sent>,
+    /// No report that nobody asked for is made before.
+    pub(crate) next_report: Instant,
     /// Where reports go while the network half is connected: the newest counts.
     pub(crate) reports: Option<tokio::sync::watch::Sender<Option<Frame>>>,
     pub(crate) network_means: Vec<Means>,
@@ -127,7 +129,7 @@ impl Applier {
     /// Reads the journal's records, makes again what a boot has taken, and tells every machine.
     pub(crate) fn begin(beginning: Beginning) -> Result<Self, JournalError> {
         let Beginning { tools, identity, keeper, anchor, policy, config, records, watch, named } = beginning;
-        let (host, sets) = replay(&records);
+        let (host, sets) = replay(&records).map_err(|error| tools.journal.not_understood(error))?;
         let mut applier = Self {
             next_sequence: host.reports_below.max(1),
             tools,
@@ -140,6 +142,7 @@ impl Applier {
             accepted: VecDeque::new(),
             sender_clock: SenderClock::default(),
             sent: None,
+            next_report: Instant::now(),
             reports: None,
             network_means: Vec::new(),
             config,
@@ -161,7 +164,6 @@ impl Applier {
         let boot_id = self.tools.witness.boot_id.clone();
         let rebooted = self.host.boot_id != boot_id && !self.host.boot_id.is_empty();
         self.sets.retain(|_, set| !set.is_empty());
-        self.forget_unknown_copies();
         for name in self.policy.sets.keys() {
             if !self.sets.contains_key(name) {
                 self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
@@ -185,23 +187,12 @@ impl Applier {
         Ok(())
     }
 
-    fn forget_unknown_copies(&mut self) {
-        let known = self
-            .sets
-            .iter()
-            .flat_map(|(name, set)| set.machine().known().into_iter().map(move |v| (name, v)));
-        match self.tools.copies.retain(known) {
-            Ok(()) => self.tools.unnotice("copy", "unknown"),
-            Err(error) => self.tools.notice("copy", "unknown", error.to_string()),
-        }
-    }
-
     /// Makes the host's own record durable; now and then the whole journal is written anew.
     pub(crate) fn keep_host(&mut self) -> Result<(), JournalError> {
         if self.tools.journal.wants_compaction() {
             return self.compact();
         }
-        self.tools.journal.keep(RecordRef::Host(&self.host).to_bytes())
+        self.tools.journal.append_result(RecordRef::Host(&self.host).to_bytes())
     }
 
     fn compact(&mut self) -> Result<(), JournalError> {
@@ -245,10 +236,9 @@ impl Applier {
                 self.take(input);
             }
             if !self.is_hushed() {
-                self.note_flips();
+                self.keep_flips();
                 self.do_due();
                 self.send_reports();
-                self.tools.sync_journal();
             }
         }
     }
@@ -350,11 +340,11 @@ impl Applier {
         }
     }
 
-    /// Writes down what came of an agreed instant, before anybody looks around for what is behind.
-    fn note_flips(&mut self) {
+    /// Makes durable what came of an agreed instant, before anybody looks around for what is behind.
+    fn keep_flips(&mut self) {
         for set in self.sets.values_mut().filter(|set| set.unkept) {
-            // What cannot be written down now is with the next event.
-            let _ = set.note(&mut self.tools);
+            // What cannot be kept now is kept with the next event.
+            let _ = set.keep(&mut self.tools);
         }
     }
 
@@ -721,18 +711,17 @@ impl Applier {
 }
 
 /// The newest record of each name.
-fn replay(records: &[Vec<u8>]) -> (HostRecord, BTreeMap<SetName, Set>) {
+fn replay(records: &[Vec<u8>]) -> serde_json::Result<(HostRecord, BTreeMap<SetName, Set>)> {
     let mut host = HostRecord::default();
     let mut sets: BTreeMap<SetName, SetRecord> = BTreeMap::new();
     for bytes in records {
-        match Record::from_bytes(bytes) {
-            Ok(Record::Host(record)) => host = record,
-            Ok(Record::Set(name, record)) => {
+        match Record::from_bytes(bytes)? {
+            Record::Host(record) => host = record,
+            Record::Set(name, record) => {
                 sets.insert(name, *record);
             }
-            Err(error) => tracing::error!(%error, "a record of the journal is not understood"),
         }
     }
     let sets = sets.into_iter().map(|(name, record)| (name.clone(), Set::new(name, record)));
-    (host, sets.collect())
+    Ok((host, sets.collect()))
 }

@@ -1,7 +1,5 @@
 //! Copies of staged sets that survive a reboot, each sealed with the host's own key (AES-256-GCM).
 
-use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -43,29 +41,7 @@ impl Copies {
     }
 
     fn path(&self, set: &SetName, version: Version) -> PathBuf {
-        self.dir.join(name_of(set, version))
-    }
-
-    /// Unlinks all but these: a loss of power took the orders by which they came.
-    pub(crate) fn retain<'a>(
-        &self,
-        known: impl IntoIterator<Item = (&'a SetName, Version)>,
-    ) -> Result<(), CopyError> {
-        let known: BTreeSet<OsString> =
-            known.into_iter().map(|(set, version)| name_of(set, version).into()).collect();
-        let failed = |source| KeepError::Io { doing: "look through", path: self.dir.clone(), source };
-        let mut unlinked = false;
-        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if !known.contains(&entry.file_name()) {
-                std::fs::remove_file(entry.path()).map_err(failed)?;
-                unlinked = true;
-            }
-        }
-        if unlinked {
-            crate::journal::sync_dir(&self.dir.join("copy")).map_err(failed)?;
-        }
-        Ok(())
+        self.dir.join(format!("{}@{}.{}", file_name(set), version.epoch, version.number))
     }
 
     /// Writes a copy, durable when this returns.
@@ -106,10 +82,6 @@ impl Copies {
         };
         removed.map_err(|source| KeepError::Io { doing: "unlink", path, source }.into())
     }
-}
-
-fn name_of(set: &SetName, version: Version) -> String {
-    format!("{}@{}.{}", file_name(set), version.epoch, version.number)
 }
 
 fn bound_to(set: &SetName, version: Version) -> Vec<u8> {
@@ -154,8 +126,6 @@ mod tests {
         assert!(matches!(other.read(&name, one), Err(CopyError::Damaged(..))), "not with another key");
         let content = std::fs::read(copies.path(&name, one)).unwrap();
         assert!(!content.windows(9).any(|window| window == b"swordfish"));
-        copies.retain([(&name, one)]).unwrap();
-        assert!(copies.has(&name, one) && !copies.has(&name, two));
         copies.unlink(&name, one).unwrap();
         copies.unlink(&name, one).unwrap();
         assert!(!copies.has(&name, one));

@@ -1,10 +1,8 @@
-//! An append-only file of records: what was appended outlives our own death at once, and a loss of power from the
-//! next sync on; either leaves whole records only.
+//! An append-only file of records: what was appended is durable, and a crash leaves whole records only.
 //!
-//! A record is its length (u32, big-endian), the first 8 bytes of the SHA-256 of its payload, and the payload. The
-//! length's first bit says that everything before the record was durable when it was appended. So a damaged record is
-//! what a loss of power left unless a later one says that it was durable: then it is a broken disk or a hand in the
-//! file, and is refused.
+//! A record is its length (u32, big-endian), the first 8 bytes of the SHA-256 of its payload, and the payload. Only
+//! the last record can be torn, since each is made durable before the next; a damaged one before the end is not a
+//! crash but a broken disk or a hand in the file, and is refused.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -17,8 +15,6 @@ use crate::failpoint;
 
 const MAGIC: &[u8] = b"eso-journal-1\n";
 const HEADER_BYTES: usize = 12;
-/// Set in a record's length: everything before it was durable.
-const DURABLE_BEFORE: u32 = 1 << 31;
 /// The most bytes of one record.
 const RECORD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -38,6 +34,18 @@ pub enum JournalError {
     /// A set cannot be looked at yet, so nothing is written about it.
     #[error("what lies here of {0} cannot be looked at yet: see the notices of this host")]
     Unready(lifecycle::SetName),
+    /// A record holds what this program does not know. Without it dead versions and seals would be forgotten.
+    #[error(
+        "the journal {} has a record that this program does not understand ({error}), as a newer one writes it: \
+         install that one again; nothing was changed",
+        path.display()
+    )]
+    NotUnderstood {
+        /// The journal.
+        path: PathBuf,
+        /// What is wrong with the record.
+        error: serde_json::Error,
+    },
     /// Another applier has it.
     #[error("the journal {} is in use by another applier: stop it first", .0.display())]
     Locked(PathBuf),
@@ -62,10 +70,11 @@ pub(crate) struct Journal {
     file: File,
     /// How many bytes it has.
     bytes: u64,
-    /// Whether a loss of power may take some of them.
-    unsynced: bool,
     /// How many bytes it had after the last compaction.
     compacted_bytes: u64,
+    /// A sync failed. The system may have dropped what was not written and say nothing of it at the next sync, so
+    /// only a new file is believed from now on.
+    broken: bool,
     _lock: File,
 }
 
@@ -88,62 +97,51 @@ impl Journal {
             file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed("mend"))?;
         }
         let bytes = file.seek(SeekFrom::End(0)).map_err(failed("read"))?;
-        // What a process before us wrote may not be durable yet.
-        let unsynced = true;
         let journal =
-            Self { path: path.to_owned(), file, bytes, unsynced, compacted_bytes: bytes, _lock: lock };
+            Self { path: path.to_owned(), file, bytes, compacted_bytes: bytes, broken: false, _lock: lock };
         Ok((journal, records))
     }
 
-    /// Appends a record, if it could be written as text, and makes it and all before it durable.
-    pub(crate) fn keep(&mut self, payload: io::Result<Vec<u8>>) -> Result<(), JournalError> {
-        self.append(payload, true)
-    }
-
-    /// Appends a record, if it could be written as text. Until the next sync a loss of power may take it.
-    pub(crate) fn note(&mut self, payload: io::Result<Vec<u8>>) -> Result<(), JournalError> {
-        self.append(payload, false)
-    }
-
-    fn append(&mut self, payload: io::Result<Vec<u8>>, synced: bool) -> Result<(), JournalError> {
-        let written = payload.and_then(|payload| {
-            let record = record(&payload, !self.unsynced);
-            failpoint::check("journal.append")?;
-            self.file.write_all(&record)?;
-            if synced {
-                self.file.sync_data()?;
-            }
-            Ok(record.len() as u64)
-        });
-        match written {
-            Ok(length) => {
-                self.bytes += length;
-                self.unsynced = !synced;
-                failpoint::step("journal.appended");
-                Ok(())
-            }
-            Err(source) => {
-                // Whatever of it lies there must not stand before the next record.
-                let _ = self.file.set_len(self.bytes);
-                let _ = self.file.seek(SeekFrom::Start(self.bytes));
-                Err(JournalError::Io { doing: "write", path: self.path.clone(), source })
-            }
+    /// Appends a record and makes it durable.
+    pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), JournalError> {
+        let failed = |doing, path: &Path, source| JournalError::Io { doing, path: path.to_owned(), source };
+        if self.broken {
+            let why = io::Error::other("the last sync failed, and it has yet to be written anew");
+            return Err(failed("write", &self.path, why));
         }
-    }
-
-    /// Makes everything durable that was appended.
-    pub(crate) fn sync(&mut self) -> Result<(), JournalError> {
-        if self.unsynced {
+        let record = record(payload);
+        let written = failpoint::check("journal.append").and_then(|()| self.file.write_all(&record));
+        let synced = written.and_then(|()| {
             let synced = failpoint::check("journal.sync").and_then(|()| self.file.sync_data());
-            synced.map_err(|source| JournalError::Io { doing: "sync", path: self.path.clone(), source })?;
-            self.unsynced = false;
+            self.broken = synced.is_err();
+            synced
+        });
+        if let Err(source) = synced {
+            // Whatever of it lies there must not stand before the next record.
+            let _ = self.file.set_len(self.bytes);
+            let _ = self.file.seek(SeekFrom::Start(self.bytes));
+            return Err(failed("write", &self.path, source));
         }
+        self.bytes += record.len() as u64;
+        failpoint::step("journal.appended");
         Ok(())
     }
 
-    /// Whether it has grown enough to be written anew.
+    /// Appends a record that could perhaps not be written as text.
+    pub(crate) fn append_result(&mut self, payload: io::Result<Vec<u8>>) -> Result<(), JournalError> {
+        let payload =
+            payload.map_err(|source| JournalError::Io { doing: "write", path: self.path.clone(), source })?;
+        self.append(&payload)
+    }
+
+    /// Whether it has to be written anew: it has grown enough, or cannot be believed any more.
     pub(crate) const fn wants_compaction(&self) -> bool {
-        self.bytes > 4 * self.compacted_bytes + 1024 * 1024
+        self.broken || self.bytes > 4 * self.compacted_bytes + 1024 * 1024
+    }
+
+    /// What to say of a record that cannot be read.
+    pub(crate) fn not_understood(&self, error: serde_json::Error) -> JournalError {
+        JournalError::NotUnderstood { path: self.path.clone(), error }
     }
 
     /// Replaces all records by these, if all of them could be written as text.
@@ -156,33 +154,33 @@ impl Journal {
     /// Replaces all records by these, in one rename.
     pub(crate) fn compact(&mut self, payloads: &[Vec<u8>]) -> Result<(), JournalError> {
         let path = self.path.clone();
-        let failed = |doing| move |source| JournalError::Io { doing, path, source };
+        let failed = |source| JournalError::Io { doing: "compact", path: path.clone(), source };
         let new = self.path.with_extension("new");
         failpoint::step("journal.compact");
         let written = (|| {
             let mut file = private(&new, true)?;
             let mut content = MAGIC.to_vec();
             for payload in payloads {
-                content.extend_from_slice(&record(payload, true));
+                content.extend_from_slice(&record(payload));
             }
             file.write_all(&content)?;
             file.sync_all()?;
             failpoint::check("journal.replace")?;
             std::fs::rename(&new, &self.path)?;
-            sync_dir(&self.path)?;
             Ok((file, content.len() as u64))
         })();
-        let (file, bytes) = written.map_err(failed("compact"))?;
+        let (file, bytes) = written.map_err(failed)?;
+        // From here on the new file has the name, whether that is durable yet or not.
         (self.file, self.bytes, self.compacted_bytes) = (file, bytes, bytes);
-        self.unsynced = false;
-        Ok(())
+        let renamed = failpoint::check("journal.renamed").and_then(|()| sync_dir(&self.path));
+        self.broken = renamed.is_err();
+        renamed.map_err(failed)
     }
 }
 
-fn record(payload: &[u8], durable_before: bool) -> Vec<u8> {
+fn record(payload: &[u8]) -> Vec<u8> {
     let mut record = Vec::with_capacity(HEADER_BYTES + payload.len());
-    let length = u32::try_from(payload.len()).unwrap_or(DURABLE_BEFORE - 1);
-    record.extend_from_slice(&(length | if durable_before { DURABLE_BEFORE } else { 0 }).to_be_bytes());
+    record.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
     record.extend_from_slice(&checksum(payload));
     record.extend_from_slice(payload);
     record
@@ -204,43 +202,28 @@ fn parse(content: &[u8]) -> Result<(Vec<Vec<u8>>, usize), usize> {
     }
     let mut records = Vec::new();
     let mut at = MAGIC.len();
-    while let Some(whole) = take(content, at) {
-        records.push(whole.payload.to_vec());
-        at = whole.end;
+    while let Some((payload, next)) = take(content, at) {
+        records.push(payload.to_vec());
+        at = next;
     }
-    // It may be torn although its length is whole, and so may what follows it, unless one of those says otherwise.
-    let mut later = announced(content, at).and_then(|(end, _)| take(content, end));
-    while let Some(whole) = later {
-        if whole.durable_before {
-            return Err(at);
-        }
-        later = take(content, whole.end);
-    }
-    Ok((records, at))
+    // A record that is whole by its length but not by its checksum may be torn, unless another follows it.
+    let end = announced(content, at);
+    if end.is_some_and(|end| take(content, end).is_some()) { Err(at) } else { Ok((records, at)) }
 }
 
-/// A record whose checksum is right.
-struct Whole<'a> {
-    payload: &'a [u8],
-    /// Where it ends.
-    end: usize,
-    durable_before: bool,
+fn announced(content: &[u8], at: usize) -> Option<usize> {
+    let length = content.get(at..)?.first_chunk::<4>()?;
+    let length =
+        usize::try_from(u32::from_be_bytes(*length)).ok().filter(|length| *length <= RECORD_BYTES_MAX)?;
+    let end = at.checked_add(HEADER_BYTES)?.checked_add(length)?;
+    (end <= content.len()).then_some(end)
 }
 
-/// Where the record ends by its length, and whether it says that what is before it was durable.
-fn announced(content: &[u8], at: usize) -> Option<(usize, bool)> {
-    let length = u32::from_be_bytes(*content.get(at..)?.first_chunk::<4>()?);
-    let payload = usize::try_from(length & !DURABLE_BEFORE).ok();
-    let end =
-        at.checked_add(HEADER_BYTES)?.checked_add(payload.filter(|length| *length <= RECORD_BYTES_MAX)?)?;
-    (end <= content.len()).then_some((end, length & DURABLE_BEFORE != 0))
-}
-
-fn take(content: &[u8], at: usize) -> Option<Whole<'_>> {
-    let (end, durable_before) = announced(content, at)?;
+fn take(content: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let end = announced(content, at)?;
     let sum = content.get(at + 4..at + HEADER_BYTES)?;
     let payload = content.get(at + HEADER_BYTES..end)?;
-    (checksum(payload) == *sum).then_some(Whole { payload, end, durable_before })
+    (checksum(payload) == *sum).then_some((payload, end))
 }
 
 /// A file that only its owner may read.
@@ -298,7 +281,7 @@ mod tests {
         let (mut journal, none) = open(&path).unwrap();
         assert!(none.is_empty());
         for record in &records {
-            journal.keep(Ok(record.clone())).unwrap();
+            journal.append(record).unwrap();
         }
         drop(journal);
         let content = std::fs::read(&path).unwrap();
@@ -324,7 +307,7 @@ mod tests {
             assert_eq!(journal(dir.path(), &content[..cut]).unwrap(), records[..whole], "cut at {cut}");
             // And it can be written on.
             let (mut mended, _) = open(&dir.path().join("journal")).unwrap();
-            mended.keep(Ok(b"next".to_vec())).unwrap();
+            mended.append(b"next").unwrap();
             drop(mended);
             let (_, after) = open(&dir.path().join("journal")).unwrap();
             assert_eq!(after.len(), whole + 1, "cut at {cut}");
@@ -348,44 +331,31 @@ mod tests {
         assert!(matches!(journal(dir.path(), b"something else"), Err(JournalError::Damaged { at: 0, .. })));
     }
 
-    /// Blocks reach a disk in any order: of what was not synced the first may be lost and the last be there.
-    #[test]
-    fn of_what_was_not_durable_any_part_may_be_lost() {
-        let (dir, records, content) = three();
-        let path = dir.path().join("journal");
-        let (mut noting, _) = open(&path).unwrap();
-        noting.sync().unwrap();
-        for noted in [b"one".as_slice(), b"two", b"six"] {
-            noting.note(Ok(noted.to_vec())).unwrap();
-        }
-        drop(noting);
-        let noted = std::fs::read(&path).unwrap();
-        for lost in content.len() + 4..noted.len() - 4 {
-            let mut torn = noted.clone();
-            torn[lost] ^= 0x40;
-            let whole = records.len() + (lost - content.len()) / (HEADER_BYTES + 3);
-            assert_eq!(journal(dir.path(), &torn).unwrap().len(), whole, "lost at {lost}");
-        }
-        // Once they were synced they are as durable as the others: what comes next says so.
-        std::fs::write(&path, &noted).unwrap();
-        let (mut synced, _) = open(&path).unwrap();
-        synced.sync().unwrap();
-        synced.note(Ok(b"last".to_vec())).unwrap();
-        drop(synced);
-        let mut damaged = std::fs::read(&path).unwrap();
-        damaged[content.len() + HEADER_BYTES] ^= 1;
-        assert!(matches!(journal(dir.path(), &damaged), Err(JournalError::Damaged { .. })));
-    }
-
     #[test]
     fn compaction_keeps_what_it_is_given() {
         let (dir, _, _) = three();
         let path = dir.path().join("journal");
         let (mut journal, _) = open(&path).unwrap();
         journal.compact(&[b"all".to_vec()]).unwrap();
-        journal.keep(Ok(b"more".to_vec())).unwrap();
+        journal.append(b"more").unwrap();
         drop(journal);
         assert_eq!(open(&path).unwrap().1, [b"all".to_vec(), b"more".to_vec()]);
+    }
+
+    #[test]
+    fn after_a_failed_sync_only_a_new_file_is_believed() {
+        let (dir, records, _) = three();
+        let path = dir.path().join("journal");
+        let (mut journal, _) = open(&path).unwrap();
+        journal.broken = true;
+        assert!(journal.wants_compaction());
+        let error = journal.append(b"lost").unwrap_err();
+        assert!(error.to_string().contains("the last sync failed"), "{error}");
+        journal.compact(&records).unwrap();
+        assert!(!journal.wants_compaction());
+        journal.append(b"next").unwrap();
+        drop(journal);
+        assert_eq!(open(&path).unwrap().1, [records, vec![b"next".to_vec()]].concat());
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) const NUMBERS_RESERVED: u64 = 256;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long the first acknowledgement is waited for before the report is sent again; the wait doubles.
 const RESEND: Duration = Duration::from_secs(2);
+/// How long it takes until a report is tried again that could not be made: the journal has no number for it.
+const UNNUMBERED: Duration = Duration::from_secs(1);
 /// The longest wait.
 const RESEND_MAX: Duration = Duration::from_mins(1);
 
@@ -108,12 +110,9 @@ impl Applier {
         let gaps = set.record.evidence.gaps(sequence, &self.tools.view.table);
         let places = set.faults(sequence);
         let newly_named = named != set.record.evidence || faults != set.record.place_faults;
-        // A name that is not kept is given to nothing else: it has the report's number in it.
-        if newly_named || set.unsynced {
+        if newly_named || set.unkept {
+            // A name that is not kept is given to nothing else: it has the report's number in it.
             let _ = set.keep(&mut self.tools);
-        } else if set.unkept {
-            // What a loss of power takes of this is found again, or done again, at the next start.
-            let _ = set.note(&mut self.tools);
         }
         // What is not in the journal is not said.
         let mut report = set.kept.report();
@@ -187,6 +186,9 @@ impl Applier {
             return;
         }
         let now = Instant::now();
+        if now < self.next_report {
+            return;
+        }
         let due = match &self.sent {
             None => true,
             Some(sent) => {
@@ -196,8 +198,9 @@ impl Applier {
             }
         };
         if due {
-            if let Some(frame) = self.report(Vec::new()) {
-                self.hand_over(frame);
+            match self.report(Vec::new()) {
+                Some(frame) => self.hand_over(frame),
+                None => self.next_report = now + UNNUMBERED,
             }
             return;
         }
@@ -218,11 +221,11 @@ impl Applier {
     /// When [`Self::send_reports`] has something to do.
     pub(crate) fn report_due(&self) -> Option<Instant> {
         self.reports.as_ref()?;
-        let Some(sent) = &self.sent else { return Some(Instant::now()) };
+        let Some(sent) = &self.sent else { return Some(self.next_report) };
         let every = Duration::from_millis(self.tools.daemon.report_ms);
         let wait = if self.tools.changed { PAUSE } else { every };
         let resend = (!sent.acknowledged).then_some(sent.wait);
-        Some(sent.at + resend.map_or(wait, |resend| resend.min(wait)))
+        Some(self.next_report.max(sent.at + resend.map_or(wait, |resend| resend.min(wait))))
     }
 
     /// The network half is there (again): it gets the newest report.

@@ -2,8 +2,7 @@
 //!
 //! An event goes in, the new state is journalled, the effects are carried out, their outcomes go in as events, until
 //! nothing is left to do. Only a flip that was armed is carried out before its state is journalled: the link is the
-//! truth, and nothing of it is reported before the journal has it. The journal is durable before readers see anything
-//! else; what it has of files that nobody sees yet, and of what has come about, may become durable later.
+//! truth, and nothing of it is reported before the journal has it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -56,8 +55,6 @@ pub(crate) struct Set {
     pub(crate) unstarted: Option<bool>,
     /// Whether the record differs from what the journal has, since writing it failed.
     pub(crate) unkept: bool,
-    /// Whether a loss of power may take an order that was accepted. Nobody is told that it was before that is over.
-    pub(crate) unsynced: bool,
     /// Whether an agreed instant has come and is being met.
     at_instant: bool,
 }
@@ -78,7 +75,6 @@ impl Set {
             places_due: false,
             shown_in_places: None,
             unkept: false,
-            unsynced: false,
             at_instant: false,
         }
     }
@@ -190,15 +186,7 @@ impl Set {
             self.unkept = true;
             return Ok(effects);
         }
-        // Files that nobody can see may lie here before an order is durable: without it they are nobody's at the next
-        // start.
-        let kept = if let [HostEffect::Answer(_), HostEffect::Write { .. }] = effects[..] {
-            self.unsynced = true;
-            self.note(tools)
-        } else {
-            self.keep(tools)
-        };
-        let Err(error) = kept else { return Ok(effects) };
+        let Err(error) = self.keep(tools) else { return Ok(effects) };
         self.record.machine = before;
         match event {
             HostEvent::Order { .. } | HostEvent::Asked { .. } => self.unkept = was_unkept,
@@ -211,23 +199,10 @@ impl Set {
     /// Makes the record durable, or remembers that it is not.
     pub(crate) fn keep(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
         let kept = tools.keep(&self.name, &self.record);
-        self.unsynced &= kept.is_err();
-        self.told_of(tools, kept)
-    }
-
-    /// Writes the record down: it outlives our own death, and a loss of power from the next sync on.
-    pub(crate) fn note(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
-        let noted = tools.note(&self.name, &self.record);
-        self.told_of(tools, noted)
-    }
-
-    fn told_of(&mut self, tools: &mut Tools, kept: Result<(), JournalError>) -> Result<(), JournalError> {
         self.unkept = kept.is_err();
         match &kept {
             Ok(()) => {
-                if !self.unsynced {
-                    self.kept.clone_from(&self.record.machine);
-                }
+                self.kept.clone_from(&self.record.machine);
                 tools.unnotice("journal", self.name.as_str());
             }
             Err(error) => tools.notice("journal", self.name.as_str(), error.to_string()),
@@ -559,14 +534,6 @@ impl Set {
         self.open_dir(tools)?;
         let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
         let mut found = dir.recover()?;
-        let known = self.record.machine.known();
-        for version in found.present.clone() {
-            // A loss of power took the order by which it came, which nobody was told of.
-            if !known.contains(&version) && found.current != Some(version) {
-                dir.unlink(version)?;
-                found.present.remove(&version);
-            }
-        }
         // A set that policy dropped is still served, as it was.
         let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
         for version in self.record.machine.present() {

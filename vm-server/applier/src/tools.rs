@@ -121,20 +121,8 @@ impl Tools {
 
     /// Makes the record of a set durable.
     pub(crate) fn keep(&mut self, name: &SetName, record: &SetRecord) -> Result<(), JournalError> {
-        self.journal.keep(RecordRef::Set(name, record).to_bytes())
-    }
-
-    /// Writes the record of a set down. Until the journal is synced a loss of power may take it.
-    pub(crate) fn note(&mut self, name: &SetName, record: &SetRecord) -> Result<(), JournalError> {
-        self.journal.note(RecordRef::Set(name, record).to_bytes())
-    }
-
-    /// Makes durable what was written down only.
-    pub(crate) fn sync_journal(&mut self) {
-        match self.journal.sync() {
-            Ok(()) => self.unnotice("journal", "sync"),
-            Err(error) => self.notice("journal", "sync", error.to_string()),
-        }
+        let bytes = RecordRef::Set(name, record).to_bytes();
+        self.journal.append_result(bytes)
     }
 
     /// Tells an operator, until it is over.

@@ -526,14 +526,22 @@ impl Evidence {
             .any(|rule| rule.name == *consumer)
     }
 
-    /// Whether a process is on another version than this one, as far as was seen or policy says.
+    /// Whether a process is on another version than this one: by what it has read last, or else by what the lives that it
+    /// is part of hold (whoever forked it may have read for it), or else by what policy says.
     pub fn is_on_another(&self, id: ProcessId, current: Version, scene: &Scene<'_>) -> bool {
-        if self.kind == Kind::Kernel {
-            let readings =
-                self.reads.get(&id).and_then(|readings| readings.iter().max_by_key(|(_, read)| read.last));
-            return readings.is_some_and(|(version, _)| *version != current);
+        let readings =
+            self.reads.get(&id).and_then(|readings| readings.iter().max_by_key(|(_, read)| read.last));
+        if let Some((version, _)) = readings {
+            return *version != current;
         }
         let Some(process) = scene.table.get(id) else { return false };
+        if self.kind == Kind::Kernel {
+            let is_its = |life: &HolderId| self.lives.get(life).is_some_and(|life| life.has(process));
+            let holds =
+                |version: &Version| self.held.get(version).is_some_and(|holds| holds.keys().any(is_its));
+            return !holds(&current) && self.held.keys().any(holds);
+        }
+        // Of its life every version counts that was current in its time.
         let (life, _) = LifeState::of_process(process, scene.table);
         self.held.iter().any(|(version, holds)| *version != current && holds.contains_key(&life))
     }

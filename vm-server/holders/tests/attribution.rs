@@ -697,6 +697,24 @@ fn who_has_read_the_old_version_since_is_not_on_the_new_one() {
     }
 }
 
+#[test]
+fn who_was_forked_by_a_reader_is_on_what_that_has_read() {
+    let mut world = world();
+    world.consumer("db", Some("db.service"), None, Release::default());
+    world.invocation("db.service", "aaaa");
+    world.in_unit(100, 1, "db.service");
+    let child = world.in_unit(101, 100, "db.service");
+    let is_on_another = |world: &World| {
+        let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+        world.evidence.is_on_another(child, NEW, &scene)
+    };
+    assert!(!is_on_another(&world), "nobody has read anything");
+    world.reads(100, OLD, 1);
+    assert!(is_on_another(&world));
+    world.reads(101, NEW, 1);
+    assert!(!is_on_another(&world), "it has read again itself");
+}
+
 // The application's word
 
 #[test]

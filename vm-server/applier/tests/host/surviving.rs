@@ -70,63 +70,6 @@ fn sets_come_back_after_a_boot_without_the_control_plane() {
     assert_eq!(host.current("password"), Some(secret(2)));
 }
 
-/// Where each record ends that begins at `from` or later.
-fn ends_of_records(journal: &[u8], from: usize) -> Vec<usize> {
-    let mut ends = vec![from];
-    while let Some(length) = ends.last().and_then(|at| journal.get(*at..)?.first_chunk()) {
-        let length = u32::from_be_bytes(*length) & 0x7fff_ffff;
-        ends.push(ends.last().unwrap() + 12 + usize::try_from(length).unwrap());
-    }
-    ends
-}
-
-/// Of a push with a whole rotation any number of the last records may not have become durable. What lies on durable
-/// disks may all the same.
-#[test]
-fn a_loss_of_power_leaves_whole_sets_and_nothing_that_nobody_knows() {
-    let mut host = Host::new("[set.db]\n");
-    host.up();
-    host.roll_out(1, 1);
-    let state = host.root().join("state/applier");
-    let before = std::fs::read(state.join("journal")).unwrap().len();
-    let frames = [stage(2), activate(2)].map(|kind| host.sign(&host.payload(2, kind)));
-    host.try_push(frames.into()).unwrap();
-    assert_eq!(host.current("password"), Some(secret(2)));
-    host.kill();
-    let journal = std::fs::read(state.join("journal")).unwrap();
-    let copy = std::fs::read(state.join("copies/db@1.2")).unwrap();
-    let ends = ends_of_records(&journal, before);
-    assert!(ends.len() >= 4 && ends.last() == Some(&journal.len()), "{ends:?} of {}", journal.len());
-    for end in ends {
-        let flips = String::from_utf8_lossy(&journal[before..end]).contains(r#""flipping":{"#);
-        for sets_are_durable in [false, true] {
-            std::fs::write(state.join("journal"), &journal[..end]).unwrap();
-            std::fs::write(state.join("copies/db@1.2"), &copy).unwrap();
-            let sets = host.root().join("run/sets");
-            if !sets_are_durable {
-                std::fs::remove_dir_all(&sets).unwrap();
-            } else if !flips {
-                // Before a flip its order is durable, and with it the order that delivered the version.
-                std::fs::remove_file(sets.join("db/..data")).unwrap();
-                std::os::unix::fs::symlink("v1.1", sets.join("db/..data")).unwrap();
-            }
-            host.up();
-            let report = host.ask(1).sets[&host.set()].clone();
-            assert!(report.current.is_some() && report.may_flip.is_empty(), "cut at {end}: {report:#?}");
-            let found = host.current("password");
-            assert_eq!(found, report.current.map(|version| secret(version.number)), "cut at {end}");
-            let knows = report.present.contains_key(&v(2));
-            assert_eq!(state.join("copies/db@1.2").exists(), knows, "cut at {end}");
-            assert_eq!(sets.join("db/v1.2").exists(), knows, "cut at {end}");
-            for kind in [stage(2), activate(2)] {
-                host.order(2, kind);
-            }
-            assert_eq!(host.current("password"), Some(secret(2)), "cut at {end}");
-            host.kill();
-        }
-    }
-}
-
 #[test]
 fn a_set_that_policy_dropped_comes_back_after_a_boot_too() {
     let mut host = Host::new("[set.db]\n");
@@ -153,6 +96,31 @@ fn two_appliers_cannot_run_on_one_state() {
         .unwrap();
     assert!(!second.status.success());
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another applier"));
+}
+
+#[test]
+fn a_journal_of_a_newer_program_is_left_as_it_is() {
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.kill();
+    let (state, copies) = (host.root().join("state/applier"), host.root().join("state/applier/copies"));
+    let newer = br#"{"set":["db",{"machine":{"of_tomorrow":1}}]}"#;
+    let mut journal = std::fs::read(state.join("journal")).unwrap();
+    journal.extend_from_slice(&u32::try_from(newer.len()).unwrap().to_be_bytes());
+    journal.extend_from_slice(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, newer).as_ref()[..8]);
+    journal.extend_from_slice(newer);
+    std::fs::write(state.join("journal"), &journal).unwrap();
+    let ended = Host::binary(&host.root().join("config")).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && said.contains("install that one again"), "{said}");
+    assert_eq!(std::fs::read(state.join("journal")).unwrap(), journal);
+    assert_eq!(host.current("password"), Some(secret(1)));
+    assert!(copies.join("db@1.1").exists());
+    // With the record away it goes on from where it was.
+    std::fs::write(state.join("journal"), &journal[..journal.len() - newer.len() - 12]).unwrap();
+    host.up();
+    assert_eq!(host.ask(1).sets[&host.set()].current, Some(v(1)));
 }
 
 /// Each run waits most of its time, so several go side by side.
