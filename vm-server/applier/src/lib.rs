@@ -16,6 +16,7 @@ mod input;
 mod journal;
 mod keep;
 mod link;
+mod looking;
 mod orders;
 mod places;
 mod record;
