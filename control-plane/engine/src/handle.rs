@@ -399,7 +399,7 @@ impl Handle {
     async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, HandleError> {
         let (reply, answer) = oneshot::channel();
         self.messages.send(message(reply)).await.map_err(|_| HandleError::Ended)?;
-        answer.await.map_err(|_| HandleError::Ended)?
+        answered(&self.messages, answer).await.ok_or(HandleError::Ended)?
     }
 
     async fn view<T: Send + 'static>(
@@ -409,7 +409,18 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let look: View = Box::new(unless_gone(reply, look));
         self.messages.send(Message::View(look)).await.map_err(|_| HandleError::Ended)?;
-        answer.await.map_err(|_| HandleError::Ended)
+        answered(&self.messages, answer).await.ok_or(HandleError::Ended)
+    }
+}
+
+/// The answer to a message, or `None` once nobody is left to give it. A message that is sent in the moment in which
+/// its receiver is dropped stays in the channel, and the place for its answer in it, for as long as there are senders:
+/// whoever waits for the answer alone and is a sender waits for ever.
+async fn answered<M, T>(messages: &mpsc::Sender<M>, answer: oneshot::Receiver<T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        answer = answer => answer.ok(),
+        () = messages.closed() => None,
     }
 }
 
@@ -447,5 +458,24 @@ mod tests {
         let (reply, mut answer) = oneshot::channel();
         unless_gone(reply, |(): &()| 7)(&());
         assert_eq!(answer.try_recv(), Ok(7));
+    }
+
+    #[tokio::test]
+    async fn who_asks_in_the_moment_in_which_the_engine_ends_is_told_so() {
+        let (messages, inbox) = mpsc::channel(1);
+        let asking = messages.reserve().await.unwrap();
+        drop(inbox);
+        let (reply, answer) = oneshot::channel::<()>();
+        asking.send(reply);
+        assert_eq!(answered(&messages, answer).await, None);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_given_before_the_engine_ended_is_heard() {
+        let (messages, inbox) = mpsc::channel::<()>(1);
+        let (reply, answer) = oneshot::channel();
+        reply.send(7).unwrap();
+        drop(inbox);
+        assert_eq!(answered(&messages, answer).await, Some(7));
     }
 }
