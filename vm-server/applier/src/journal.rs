@@ -72,8 +72,8 @@ pub(crate) struct Journal {
     bytes: u64,
     /// How many bytes it had after the last compaction.
     compacted_bytes: u64,
-    /// A sync failed. The system may have dropped what was not written and say nothing of it at the next sync, so
-    /// only a new file is believed from now on.
+    /// A sync failed, or what a failed write left could not be cut off. The system may have dropped what was not
+    /// written and say nothing of it at the next sync, so only a new file is believed from now on.
     broken: bool,
     _lock: File,
 }
@@ -106,7 +106,9 @@ impl Journal {
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), JournalError> {
         let failed = |doing, path: &Path, source| JournalError::Io { doing, path: path.to_owned(), source };
         if self.broken {
-            let why = io::Error::other("the last sync failed, and it has yet to be written anew");
+            let why = io::Error::other(
+                "the last write could not be made durable, and the whole has yet to be written anew",
+            );
             return Err(failed("write", &self.path, why));
         }
         let record = record(payload);
@@ -118,8 +120,9 @@ impl Journal {
         });
         if let Err(source) = synced {
             // Whatever of it lies there must not stand before the next record.
-            let _ = self.file.set_len(self.bytes);
-            let _ = self.file.seek(SeekFrom::Start(self.bytes));
+            let cut =
+                self.file.set_len(self.bytes).and_then(|()| self.file.seek(SeekFrom::Start(self.bytes)));
+            self.broken |= cut.is_err();
             return Err(failed("write", &self.path, source));
         }
         self.bytes += record.len() as u64;
@@ -350,7 +353,7 @@ mod tests {
         journal.broken = true;
         assert!(journal.wants_compaction());
         let error = journal.append(b"lost").unwrap_err();
-        assert!(error.to_string().contains("the last sync failed"), "{error}");
+        assert!(error.to_string().contains("could not be made durable"), "{error}");
         journal.compact(&records).unwrap();
         assert!(!journal.wants_compaction());
         journal.append(b"next").unwrap();
