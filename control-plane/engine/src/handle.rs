@@ -416,11 +416,11 @@ impl Handle {
 /// The answer to a message, or `None` once nobody is left to give it. A message that is sent in the moment in which
 /// its receiver is dropped stays in the channel, and the place for its answer in it, for as long as there are senders:
 /// whoever waits for the answer alone and is a sender waits for ever.
-async fn answered<M, T>(messages: &mpsc::Sender<M>, answer: oneshot::Receiver<T>) -> Option<T> {
+async fn answered<M, T>(messages: &mpsc::Sender<M>, mut answer: oneshot::Receiver<T>) -> Option<T> {
     tokio::select! {
-        biased;
-        answer = answer => answer.ok(),
-        () = messages.closed() => None,
+        answer = &mut answer => answer.ok(),
+        // It may have been given between the two looks.
+        () = messages.closed() => answer.try_recv().ok(),
     }
 }
 

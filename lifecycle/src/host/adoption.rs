@@ -172,14 +172,15 @@ impl Machine {
     pub(super) fn mixed(&mut self, turn: Turn, consumer: &ConsumerName) {
         let Some(taking) = self.taking(turn, consumer) else { return };
         if matches!(taking.phase, Phase::Settling { .. } | Phase::Settled) {
-            self.wait_anew(turn, consumer);
+            self.wait_anew(turn, consumer, None);
         }
     }
 
-    /// What it has is not, or not only, the current version.
-    fn wait_anew(&mut self, turn: Turn, consumer: &ConsumerName) {
+    /// What it has is not, or not only, the current version. Where a window is awaited before it is looked at again, `was`
+    /// is its life: it may begin another one by itself until then.
+    fn wait_anew(&mut self, turn: Turn, consumer: &ConsumerName, was: Option<Life>) {
         let Some(taking) = self.taking(turn, consumer) else { return };
-        taking.phase = Phase::Waiting { was: None, was_healthy: false, revive: false };
+        taking.phase = Phase::Waiting { was_healthy: was.is_some(), was, revive: false };
         self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
     }
 
@@ -196,7 +197,9 @@ impl Machine {
             taking.phase = Phase::Settling { life, was_healthy: true };
             self.go_on(turn, consumer);
         } else if awaited {
-            self.wait_anew(turn, consumer);
+            let waits_for_window =
+                self.state.by(consumer) == By::Window && self.state.permitted && !turn.back;
+            self.wait_anew(turn, consumer, waits_for_window.then_some(life));
         }
     }
 

@@ -53,6 +53,7 @@ pub struct Life(pub String);
 
 /// The flip that made a version current: adoption is counted from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Turn {
     /// The intent under which it was made current.
     pub generation: Generation,
@@ -64,6 +65,7 @@ pub struct Turn {
 
 /// What the host's policy says about the set, as far as this machine needs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rules {
     /// Who reads the set, and who makes it take up a new version.
     pub consumers: BTreeMap<ConsumerName, By>,

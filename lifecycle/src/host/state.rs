@@ -53,6 +53,7 @@ pub struct SetState {
 
 /// One intent, and which of its orders were taken.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Intent {
     pub(super) generation: Generation,
     pub(super) version: Version,
@@ -73,6 +74,7 @@ pub(super) enum Taken {
 
 /// A version that was staged here.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Known {
     pub(super) effect: EffectId,
     pub(super) digest: Option<Digest>,
@@ -95,6 +97,7 @@ pub(super) enum Files {
 
 /// A flip that is agreed upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Armed {
     pub(super) generation: Generation,
     pub(super) version: Version,
@@ -104,6 +107,7 @@ pub(super) struct Armed {
 
 /// A seal that is not finished.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Sealing {
     pub(super) cleared: BTreeSet<HolderId>,
     pub(super) cleared_gaps: BTreeSet<GapId>,
@@ -113,6 +117,7 @@ pub(super) struct Sealing {
 
 /// One consumer and the current version.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Taking {
     pub(super) phase: Phase,
     /// The newest version that it took up and stayed healthy on.
@@ -121,7 +126,7 @@ pub(super) struct Taking {
 
 /// How far a consumer has come with the current version.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Phase {
     /// Named by policy after the flip, or before the first one: never made to do anything for it.
     New,

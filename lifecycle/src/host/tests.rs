@@ -407,6 +407,27 @@ fn who_began_before_the_flip_and_shows_itself_after_it_is_not_on_the_new_version
     }
 }
 
+/// One that waits for its window may begin a life on the new version before that opens: nobody restarts it then.
+#[test]
+fn who_shows_itself_on_the_old_version_and_restarts_by_itself_before_its_window_is_not_restarted() {
+    let mut world = World::on_zero();
+    world.give(HostEvent::Policy(Some(Rules { consumers: BTreeMap::from([(app(), By::Window)]) })));
+    world.life = None;
+    world.order(2, stage(1));
+    world.order(2, activate(1));
+    world.order(2, OrderKind::Adopt { version: v(1) });
+    assert_eq!(world.report().consumers[&app()].state, ConsumerState::Idle);
+    // The look that its appearance calls for waits for the window.
+    let input = HostInput { boot: Millis(0) };
+    let appeared = HostEvent::Appeared { consumer: app(), life: Life("77".to_owned()), on_another: true };
+    let (state, effects) = step(world.state.clone(), input, appeared);
+    assert!(matches!(effects.as_slice(), [HostEffect::Look { .. }]), "{effects:?}");
+    assert_eq!(state.awaited(), BTreeMap::from([(app(), Some(Life("77".to_owned())))]));
+    let again = HostEvent::Appeared { consumer: app(), life: Life("78".to_owned()), on_another: false };
+    let (_, effects) = step(state, input, again);
+    assert!(matches!(effects.as_slice(), [HostEffect::Settle { .. }]), "{effects:?}");
+}
+
 #[test]
 fn an_ordered_rollback_takes_everybody_back() {
     let mut world = World::on_zero();

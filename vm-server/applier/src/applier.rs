@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use host_policy::HostPolicy;
+use lifecycle::SetName;
 use lifecycle::host::{Answer, HostEvent};
-use lifecycle::{Millis, SetName};
 use protocol::order::OrderIdentity;
 use protocol::report::Means;
 use protocol::{Frame, TrustAnchor};
@@ -31,9 +31,7 @@ const LOOK_REST: u32 = 10;
 /// The longest such pause.
 const LOOK_REST_MAX: Duration = Duration::from_secs(5);
 /// Before an agreed instant nothing is begun that could wait: all hosts are to flip together.
-const HUSH: Millis = Millis(100);
-/// After an agreed instant nothing is begun that could wait: many hosts share the instant, and often a machine.
-const REST: Duration = Duration::from_millis(20);
+const HUSH: Duration = Duration::from_millis(100);
 /// How long directories are left alone after a change, so that a change of many files is taken as one.
 const QUIET: Duration = Duration::from_millis(60);
 /// For how long inputs are taken before it is the turn of what is due.
@@ -62,8 +60,6 @@ pub(crate) struct Applier {
     watch: Watch,
     /// Whom policy names, for those who hear what applications say.
     named: tokio::sync::watch::Sender<Arc<Named>>,
-    /// Until when nothing is begun after an agreed instant.
-    resting: Instant,
     pub(crate) looked: Instant,
     pub(crate) look_took: Duration,
     pub(crate) tried: Instant,
@@ -141,7 +137,6 @@ impl Applier {
             config,
             watch,
             named,
-            resting: Instant::now(),
             looked: Instant::now(),
             look_took: Duration::ZERO,
             tried: Instant::now(),
@@ -149,6 +144,12 @@ impl Applier {
             policy_due: None,
             places_due: None,
         };
+        // Nothing follows from what an earlier life left before it was written anew: until then nothing can be kept.
+        if applier.tools.journal.wants_compaction()
+            && let Err(error) = applier.compact()
+        {
+            applier.tools.notice("journal", "host", error.to_string());
+        }
         applier.start_sets()?;
         Ok(applier)
     }
@@ -229,7 +230,6 @@ impl Applier {
                 self.take(input);
             }
             if !self.is_hushed() {
-                self.keep_flips();
                 self.do_due();
                 self.send_reports();
             }
@@ -252,6 +252,8 @@ impl Applier {
             }
             Input::Disconnected => self.tools.witness.network_is(None),
             Input::Outcome { set, event } => {
+                // After a flip it is written down who runs, before anybody is made to end by what came of looking.
+                self.look_again();
                 let of = self.sets.get(&set);
                 if of.is_some_and(|set| set.is_too_early(&mut self.tools, &event)) {
                     return;
@@ -321,16 +323,31 @@ impl Applier {
         answer
     }
 
-    /// Flips what is due.
+    /// Flips what is due, and only then shows it in other places. Then nothing else is done for a moment.
     fn tick(&mut self) {
-        for set in self.sets.values_mut() {
-            if set.flip_if_due(&mut self.tools) {
-                self.resting = Instant::now() + REST;
+        loop {
+            for set in self.sets.values_mut() {
+                set.flip_if_due(&mut self.tools);
             }
+            for set in self.sets.values_mut() {
+                set.show_in_places(&mut self.tools);
+            }
+            let rest = self.tools.resting.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                break;
+            }
+            std::thread::sleep(self.until_next_instant().map_or(rest, |next| next.min(rest)));
         }
-        if self.tools.recheck {
+        if !self.is_hushed() {
+            self.keep_flips();
             self.look_again();
         }
+    }
+
+    fn until_next_instant(&self) -> Option<Duration> {
+        let boot = clock::boot();
+        let flips = self.sets.values().filter_map(Set::next_due);
+        flips.map(|due| Duration::from_millis(due.since(boot).0)).min()
     }
 
     /// Makes durable what came of an agreed instant, before anybody looks around for what is behind.
@@ -343,28 +360,23 @@ impl Applier {
 
     /// How long nothing has to be done unless something comes in.
     fn wait(&self) -> Duration {
-        let now = Instant::now();
-        let boot = clock::boot();
-        let flips = self.sets.values().filter_map(Set::next_due);
-        let flips = flips.map(|due| Duration::from_millis(due.since(boot).0));
+        let flip = self.until_next_instant();
         if self.is_hushed() {
-            let rest = self.resting.saturating_duration_since(now);
-            return flips.chain((!rest.is_zero()).then_some(rest)).min().unwrap_or_default();
+            return flip.unwrap_or_default();
         }
+        let now = Instant::now();
         // In time to be quiet before it.
-        let flips = flips.map(|due| due.saturating_sub(Duration::from_millis(HUSH.0)));
+        let flip = flip.map(|until| until.saturating_sub(HUSH));
         let exact_due = self.tools.witness.exact_due();
         let others = [self.policy_due, self.places_due, self.report_due(), self.look_due(), exact_due];
         let others = others.into_iter().flatten().chain(self.refresh_due());
         let others = others.map(|due| due.saturating_duration_since(now));
-        flips.chain(others).min().unwrap_or(Duration::from_mins(1))
+        others.chain(flip).min().unwrap_or(Duration::from_mins(1))
     }
 
     /// Whether an agreed instant is near.
     fn is_hushed(&self) -> bool {
-        let soon = clock::boot().plus(HUSH);
-        Instant::now() < self.resting
-            || self.sets.values().any(|set| set.next_due().is_some_and(|due| due <= soon))
+        self.until_next_instant().is_some_and(|until| until <= HUSH)
     }
 
     fn look_due(&self) -> Option<Instant> {

@@ -73,14 +73,22 @@ impl Copies {
         self.path(set, version).exists()
     }
 
-    /// Unlinks a copy. Nothing to do when there is none.
+    /// Unlinks a copy, and what is left of one that was not written to its end. When this returns no loss of power brings
+    /// it back, whether it was there or an earlier try had already unlinked it.
     pub(crate) fn unlink(&self, set: &SetName, version: Version) -> Result<(), CopyError> {
         let path = self.path(set, version);
-        let removed = match failpoint::check("copy.unlink").and_then(|()| std::fs::remove_file(&path)) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            other => other.and_then(|()| crate::journal::sync_dir(&path)),
-        };
+        let removed = failpoint::check("copy.unlink")
+            .and_then(|()| remove(&keep::partial(&path)))
+            .and_then(|()| remove(&path))
+            .and_then(|()| crate::journal::sync_dir(&path));
         removed.map_err(|source| KeepError::Io { doing: "unlink", path, source }.into())
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -129,5 +137,17 @@ mod tests {
         copies.unlink(&name, one).unwrap();
         copies.unlink(&name, one).unwrap();
         assert!(!copies.has(&name, one));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_copy_that_was_not_written_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let copies = Copies::open(dir.path(), &[7; 32]).unwrap();
+        let (name, one) = (SetName::new("db").unwrap(), Version::new(1, 1));
+        // As a kill within the write leaves it.
+        copies.write(&name, one, &set()).unwrap();
+        std::fs::rename(copies.path(&name, one), keep::partial(&copies.path(&name, one))).unwrap();
+        copies.unlink(&name, one).unwrap();
+        assert_eq!(std::fs::read_dir(&copies.dir).unwrap().count(), 0);
     }
 }

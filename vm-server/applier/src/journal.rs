@@ -1,8 +1,8 @@
 //! An append-only file of records: what was appended is durable, and a crash leaves whole records only.
 //!
 //! A record is its length (u32, big-endian), the first 8 bytes of the SHA-256 of its payload, and the payload. Only
-//! the last record can be torn, since each is made durable before the next; a damaged one before the end is not a
-//! crash but a broken disk or a hand in the file, and is refused.
+//! the last record can be torn, since each is made durable before the next: where a whole one follows a damaged one it
+//! was no crash but a broken disk or a hand in the file, and is refused.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -73,13 +73,15 @@ pub(crate) struct Journal {
     /// How many bytes it had after the last compaction.
     compacted_bytes: u64,
     /// A sync failed, or what a failed write left could not be cut off. The system may have dropped what was not
-    /// written and say nothing of it at the next sync, so only a new file is believed from now on.
+    /// written and say nothing of it at the next sync, so only a new file is believed from now on. So it is with what an
+    /// earlier life left: it may have ended before it saw that, or between a rename and what makes that durable.
     broken: bool,
     _lock: File,
 }
 
 impl Journal {
-    /// Opens or creates it, and cuts a torn tail off. Gives its records, oldest first.
+    /// Opens or creates it, and cuts a torn tail off. Gives its records, oldest first. Nothing is appended to what an
+    /// earlier life left: it has to be compacted first.
     pub(crate) fn open(path: &Path) -> Result<(Self, Vec<Vec<u8>>), JournalError> {
         let failed = |doing| move |source| JournalError::Io { doing, path: path.to_owned(), source };
         let lock = lock(path)?;
@@ -97,8 +99,9 @@ impl Journal {
             file.set_len(whole as u64).and_then(|()| file.sync_all()).map_err(failed("mend"))?;
         }
         let bytes = file.seek(SeekFrom::End(0)).map_err(failed("read"))?;
+        let broken = whole > 0;
         let journal =
-            Self { path: path.to_owned(), file, bytes, compacted_bytes: bytes, broken: false, _lock: lock };
+            Self { path: path.to_owned(), file, bytes, compacted_bytes: bytes, broken, _lock: lock };
         Ok((journal, records))
     }
 
@@ -111,7 +114,7 @@ impl Journal {
             );
             return Err(failed("write", &self.path, why));
         }
-        let record = record(payload);
+        let record = record(payload).map_err(|source| failed("write", &self.path, source))?;
         let written = failpoint::check("journal.append").and_then(|()| self.file.write_all(&record));
         let synced = written.and_then(|()| {
             let synced = failpoint::check("journal.sync").and_then(|()| self.file.sync_data());
@@ -164,7 +167,7 @@ impl Journal {
             let mut file = private(&new, true)?;
             let mut content = MAGIC.to_vec();
             for payload in payloads {
-                content.extend_from_slice(&record(payload));
+                content.extend_from_slice(&record(payload)?);
             }
             file.write_all(&content)?;
             file.sync_all()?;
@@ -181,12 +184,20 @@ impl Journal {
     }
 }
 
-fn record(payload: &[u8]) -> Vec<u8> {
+/// One that is too long to be read again is none.
+fn record(payload: &[u8]) -> io::Result<Vec<u8>> {
+    let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= RECORD_BYTES_MAX);
+    let length = length.ok_or_else(|| {
+        io::Error::other(format!(
+            "a record of {} bytes is over the limit of {RECORD_BYTES_MAX}",
+            payload.len()
+        ))
+    })?;
     let mut record = Vec::with_capacity(HEADER_BYTES + payload.len());
-    record.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
+    record.extend_from_slice(&length.to_be_bytes());
     record.extend_from_slice(&checksum(payload));
     record.extend_from_slice(payload);
-    record
+    Ok(record)
 }
 
 fn checksum(payload: &[u8]) -> [u8; 8] {
@@ -209,9 +220,9 @@ fn parse(content: &[u8]) -> Result<(Vec<Vec<u8>>, usize), usize> {
         records.push(payload.to_vec());
         at = next;
     }
-    // A record that is whole by its length but not by its checksum may be torn, unless another follows it.
-    let end = announced(content, at);
-    if end.is_some_and(|end| take(content, end).is_some()) { Err(at) } else { Ok((records, at)) }
+    // What is not whole may be torn, unless a whole one follows it, wherever that begins: the damage may be in a length.
+    let follows = (at + 1..content.len()).any(|later| take(content, later).is_some());
+    if follows { Err(at) } else { Ok((records, at)) }
 }
 
 fn announced(content: &[u8], at: usize) -> Option<usize> {
@@ -309,7 +320,8 @@ mod tests {
             let whole = ends.iter().rposition(|end| *end <= cut).unwrap_or(0);
             assert_eq!(journal(dir.path(), &content[..cut]).unwrap(), records[..whole], "cut at {cut}");
             // And it can be written on.
-            let (mut mended, _) = open(&dir.path().join("journal")).unwrap();
+            let (mut mended, left) = open(&dir.path().join("journal")).unwrap();
+            mended.compact(&left).unwrap();
             mended.append(b"next").unwrap();
             drop(mended);
             let (_, after) = open(&dir.path().join("journal")).unwrap();
@@ -327,10 +339,16 @@ mod tests {
 
     #[test]
     fn damage_before_the_end_is_refused() {
-        let (dir, _, mut content) = three();
-        content[MAGIC.len() + HEADER_BYTES] ^= 1;
-        let error = journal(dir.path(), &content).unwrap_err();
-        assert!(matches!(error, JournalError::Damaged { .. }), "{error}");
+        let (dir, records, content) = three();
+        let last = content.len() - HEADER_BYTES - records[2].len();
+        for at in MAGIC.len()..last {
+            for bit in 0..8 {
+                let mut damaged = content.clone();
+                damaged[at] ^= 1 << bit;
+                let error = journal(dir.path(), &damaged).unwrap_err();
+                assert!(matches!(error, JournalError::Damaged { .. }), "bit {bit} of byte {at}: {error}");
+            }
+        }
         assert!(matches!(journal(dir.path(), b"something else"), Err(JournalError::Damaged { at: 0, .. })));
     }
 
@@ -346,11 +364,23 @@ mod tests {
     }
 
     #[test]
-    fn after_a_failed_sync_only_a_new_file_is_believed() {
+    fn a_record_that_could_not_be_read_again_is_not_written() {
         let (dir, records, _) = three();
         let path = dir.path().join("journal");
         let (mut journal, _) = open(&path).unwrap();
-        journal.broken = true;
+        journal.compact(&records).unwrap();
+        let error = journal.append(&vec![0; RECORD_BYTES_MAX + 1]).unwrap_err();
+        assert!(error.to_string().contains("over the limit"), "{error}");
+        journal.append(b"next").unwrap();
+        drop(journal);
+        assert_eq!(open(&path).unwrap().1, [records, vec![b"next".to_vec()]].concat());
+    }
+
+    #[test]
+    fn what_an_earlier_life_left_is_written_anew_before_anything_is_appended() {
+        let (dir, records, _) = three();
+        let path = dir.path().join("journal");
+        let (mut journal, _) = open(&path).unwrap();
         assert!(journal.wants_compaction());
         let error = journal.append(b"lost").unwrap_err();
         assert!(error.to_string().contains("could not be made durable"), "{error}");

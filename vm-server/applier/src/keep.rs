@@ -180,9 +180,7 @@ pub(crate) fn private_dir(dir: &Path) -> Result<(), KeepError> {
 /// Writes a file that only its owner may read: whole or not at all.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), KeepError> {
     let failed = |source| KeepError::Io { doing: "write", path: path.to_owned(), source };
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
+    let new = partial(path);
     let written = (|| {
         failpoint::check("file.write")?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -193,6 +191,13 @@ pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), KeepError> 
         sync_dir(path)
     })();
     written.map_err(failed)
+}
+
+/// What a file is called until it is whole.
+pub(crate) fn partial(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
 }
 
 /// The file, if it is there.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// One record of the journal.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Record {
     Host(HostRecord),
     Set(SetName, Box<SetRecord>),
@@ -19,6 +19,7 @@ pub(crate) enum Record {
 
 /// What is not about one set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct HostRecord {
     /// The newest epoch that is obeyed.
     pub(crate) epoch: Option<Epoch>,
@@ -34,6 +35,7 @@ pub(crate) struct HostRecord {
 
 /// What is about one set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct SetRecord {
     /// The machine's state; its current version is the durable pointer.
     pub(crate) machine: SetState,
@@ -67,6 +69,7 @@ pub(crate) type Removed = BTreeMap<Version, BTreeSet<u64>>;
 
 /// A place that could not be written or read back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Fault {
     /// Given by the report that first shows it.
     pub(crate) id: Option<GapId>,
@@ -76,6 +79,7 @@ pub(crate) struct Fault {
 
 /// Owner, group and mode as policy wrote them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct KeptAccess {
     owner: Option<KeptPrincipal>,
     group: Option<KeptPrincipal>,

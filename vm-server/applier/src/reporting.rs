@@ -114,7 +114,7 @@ impl Applier {
             // A name that is not kept is given to nothing else: it has the report's number in it.
             let _ = set.keep(&mut self.tools);
         }
-        // What is not in the journal is not said.
+        // What is not in the journal is not said of the machine. Of who holds what, more than it has may be said.
         let mut report = set.kept.report();
         report.sequence = sequence;
         report.epoch = self.host.epoch;
@@ -126,7 +126,7 @@ impl Applier {
 
     fn digests(&self) -> BTreeMap<SetName, BTreeMap<Version, BTreeMap<FileName, KeyedDigest>>> {
         let of_set = |set: &crate::set::Set| {
-            let present = set.machine().present();
+            let present = set.kept.present();
             let digests = set.record.digests.iter().filter(|(version, _)| present.contains(version));
             digests.map(|(version, digests)| (*version, digests.clone())).collect()
         };

@@ -29,6 +29,8 @@ use crate::witness::Pins;
 pub(crate) const ASK_MAX: Duration = Duration::from_secs(5);
 /// How long it may take over a mount.
 const MOUNT_MAX: Duration = Duration::from_secs(30);
+/// Why nothing is unlinked.
+const UNKEPT: &str = "the journal does not have yet what is current";
 /// The end of a validation command whose own limit did not end it.
 const VALIDATE_MAX: Duration = Duration::from_millis(host_policy::defaults::SPAN_MS_MAX);
 
@@ -53,7 +55,7 @@ pub(crate) struct Set {
     deferred: Vec<HostEvent>,
     /// What lies here could not be looked at yet since our start, which was after a boot or not.
     pub(crate) unstarted: Option<bool>,
-    /// Whether the record differs from what the journal has, since writing it failed.
+    /// Whether the record differs from what the journal has: writing it failed, or is put off for a moment.
     pub(crate) unkept: bool,
     /// Whether an agreed instant has come and is being met.
     at_instant: bool,
@@ -116,19 +118,29 @@ impl Set {
                 self.give_one(tools, event)?;
             }
         }
+        let at_instant = matches!(event, HostEvent::Tick);
         let answer = self.give_one(tools, event);
-        if std::mem::take(&mut self.places_due) {
-            self.put_places_right(tools);
-            self.shown_in_places = self.machine().current();
+        // Other sets may have the same instant: theirs are met first.
+        if !at_instant {
+            self.show_in_places(tools);
         }
         self.await_lives(tools);
         answer
     }
 
+    /// Has the places show what is current, if they have to be looked at.
+    pub(crate) fn show_in_places(&mut self, tools: &mut Tools) {
+        if self.unstarted.is_none() && std::mem::take(&mut self.places_due) {
+            self.put_places_right(tools);
+            self.shown_in_places = self.machine().current();
+        }
+    }
+
     fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
         let mut answer = None;
         // What comes of an order is said in the answer to its push, and is kept before: see `set_report`. What comes of an
-        // agreed instant is kept once every set has met it: see `Applier::serve`.
+        // agreed instant is kept once every set has met it: see `Applier::serve`. A look at a consumer changes nothing, and
+        // before what comes of it does, all is kept.
         let kept_later = matches!(first, HostEvent::Order { .. } | HostEvent::Tick);
         // Whoever is told a moment later to flip at once flips for the instant all the same.
         self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
@@ -152,7 +164,8 @@ impl Set {
                 tools.changed = true;
                 // What has come about stands, whether it can be journalled now or later. Before something else is begun
                 // it is now.
-                if kept_later && next.is_empty() && events.is_empty() {
+                let only_looks = next.iter().all(|effect| matches!(effect, HostEffect::Look { .. }));
+                if kept_later && only_looks && events.is_empty() {
                     self.unkept = true;
                 } else {
                     let _ = self.keep(tools);
@@ -235,6 +248,14 @@ impl Set {
         match effect {
             HostEffect::Write { version } => vec![self.write(tools, version)],
             HostEffect::Flip { version } => vec![self.flip(tools, version)],
+            // What a loss of power would bring the host back to is not taken away.
+            HostEffect::Unlink { version } if self.unkept && self.keep(tools).is_err() => {
+                tools.notice("unlink", format!("{}@{version}", self.name), UNKEPT);
+                vec![]
+            }
+            HostEffect::Seal { version, .. } if self.unkept && self.keep(tools).is_err() => {
+                vec![HostEvent::NotGone { version, reason: UNKEPT.to_owned() }]
+            }
             HostEffect::Unlink { version } => self.unlink(tools, version).into_iter().collect(),
             HostEffect::Seal { version, cleared, cleared_gaps, withdraw } => {
                 self.seal(tools, version, &cleared, &cleared_gaps, withdraw)
@@ -593,13 +614,15 @@ impl Set {
         tools.tasks.await_lives(&self.name, awaited.collect());
     }
 
-    /// Meets an agreed instant that has come. Whether one has.
-    pub(crate) fn flip_if_due(&mut self, tools: &mut Tools) -> bool {
-        let is_due = self.next_due().is_some_and(|due| due <= crate::clock::boot());
-        if is_due && let Err(error) = self.give(tools, HostEvent::Tick) {
+    /// Meets an agreed instant that has come.
+    pub(crate) fn flip_if_due(&mut self, tools: &mut Tools) {
+        if self.next_due().is_none_or(|due| due > crate::clock::boot()) {
+            return;
+        }
+        if let Err(error) = self.give(tools, HostEvent::Tick) {
             tracing::error!(set = %self.name, %error, "a flip is not in the journal yet");
         }
-        is_due
+        tools.rest();
     }
 
     /// When an agreed flip is due, once it could be carried out.

@@ -21,6 +21,9 @@ use crate::witness::{View, Witness};
 /// What happened and was put right by itself: it is told until somebody has heard of it.
 const TOLD_FOR_SURE: [&str; 2] = ["drift", "exact_ended"];
 
+/// After an agreed instant nothing is begun that could wait: many hosts share the instant, and often a machine.
+const REST: Duration = Duration::from_millis(20);
+
 /// What an operator is told.
 struct Told {
     message: String,
@@ -44,6 +47,8 @@ pub(crate) struct Tools {
     pub(crate) view: View,
     /// A seal wants a fresh look at processes.
     pub(crate) recheck: bool,
+    /// Until when nothing is begun after an agreed instant.
+    pub(crate) resting: Instant,
     /// What each set lies on.
     pub(crate) mounts: BTreeMap<SetName, Mounted>,
     /// What an operator should know, by code and subject.
@@ -75,6 +80,7 @@ impl Tools {
             witness,
             view: View::default(),
             recheck: false,
+            resting: Instant::now(),
             mounts: BTreeMap::new(),
             notices: BTreeMap::new(),
             changed: true,
@@ -116,7 +122,15 @@ impl Tools {
         for set in others.values_mut() {
             set.flip_if_due(self);
         }
+        for set in others.values_mut() {
+            set.show_in_places(self);
+        }
         self.others = others;
+    }
+
+    /// An agreed instant has been met.
+    pub(crate) fn rest(&mut self) {
+        self.resting = Instant::now() + REST;
     }
 
     /// Makes the record of a set durable.

@@ -22,6 +22,7 @@ const GAPS_MAX: usize = 8;
 
 /// A file of a version, at one of its places.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct File {
     /// Its name in the set.
     pub name: String,
@@ -96,6 +97,7 @@ pub struct Evidence {
 
 /// A version on this host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Watched {
     files: BTreeSet<File>,
     /// From when until when it was current.
@@ -104,6 +106,7 @@ struct Watched {
 
 /// A hold of one life on one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Held {
     id: HolderId,
     consumer: Option<ConsumerName>,
@@ -116,6 +119,7 @@ struct Held {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Readings {
     files: BTreeSet<String>,
     last: u64,
@@ -534,7 +538,8 @@ impl Evidence {
         if let Some((version, _)) = readings {
             return *version != current;
         }
-        let Some(process) = scene.table.get(id) else { return false };
+        // What has ended meanwhile was certainly on the current one only if it began after that became current.
+        let Some(process) = scene.table.get(id) else { return scene.table.began(id) < self.turned() };
         if self.kind == Kind::Kernel {
             let is_its = |life: &HolderId| self.lives.get(life).is_some_and(|life| life.has(process));
             let holds =

@@ -18,6 +18,7 @@ const NAMED_MAX: usize = 5;
 
 /// One stretch without complete evidence. Counts as an unknown holder until it heals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct GapState {
     /// Given by the report that first shows it; nothing is added to a gap that has a name, so that an operator's word
     /// on it covers nothing later.

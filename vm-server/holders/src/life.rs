@@ -15,6 +15,7 @@ const FORKED_WITHIN: Millis = Millis::seconds(10);
 
 /// A life. It is over when none of its processes is left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct LifeState {
     /// What holds it together.
     pub(crate) kind: Kind,
@@ -37,6 +38,7 @@ pub(crate) struct LifeState {
 
 /// What holds the processes of a life together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) enum Kind {
     /// A cgroup: a unit in one invocation, a session, a scope, a container.
     Cgroup {

@@ -46,6 +46,7 @@ pub struct ConsumerRule {
 /// What ends a hold before the end of a life. Recorded with each holder, since one stays under the policy it was
 /// recorded with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Release {
     /// That the processes older than the adoption were seen reading the new version.
     pub by_opening: bool,

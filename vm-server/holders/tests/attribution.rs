@@ -715,6 +715,21 @@ fn who_was_forked_by_a_reader_is_on_what_that_has_read() {
     assert!(!is_on_another(&world), "it has read again itself");
 }
 
+#[test]
+fn who_has_ended_is_on_the_current_version_only_if_it_began_after_that_became_current() {
+    let mut world = world();
+    world.evidence.current(Some(NEW), Millis(5_000));
+    let turned = world.evidence.turned().0;
+    let scene = Scene { table: &world.table, rules: &world.rules, units: &world.units };
+    let tick = 1000 / scene.table.ticks;
+    let is_on_another = |start: u64| {
+        assert!(scene.table.get(ProcessId { pid: 4711, start }).is_none());
+        world.evidence.is_on_another(ProcessId { pid: 4711, start }, NEW, &scene)
+    };
+    assert!(is_on_another(turned / tick - 1));
+    assert!(!is_on_another(turned / tick + 1));
+}
+
 // The application's word
 
 #[test]

@@ -19,7 +19,7 @@ pub const RECORD_BYTES: usize = 2048;
 /// Between two rounds: what the seal before left to do is done then.
 pub const QUIET: Duration = Duration::from_millis(50);
 /// A consumer that does not run: it is looked for all the same.
-const CONSUMER: &str = "\n[[set.bench.consumers]]\nname = \"app\"\npidfile = \"/run/eso-bench/none.pid\"\nexe = \"/bin/false\"\nadopt = \"restart\"\n";
+pub const CONSUMER: &str = "\n[[set.bench.consumers]]\nname = \"app\"\npidfile = \"/run/eso-bench/none.pid\"\nexe = \"/bin/false\"\nadopt = \"restart\"\n";
 
 /// Measures it.
 pub fn measure(scale: Scale) -> anyhow::Result<Vec<Figure>> {

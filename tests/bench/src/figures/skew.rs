@@ -11,10 +11,10 @@ use lifecycle::{Millis, OrderKind};
 use protocol::UnixMillis;
 use protocol::enrol::RegisteredKeys;
 
-use crate::desk::{Desk, version};
+use crate::desk::{Desk, SET, version};
 use crate::figure::{Aim, Figure};
 use crate::figures::Scale;
-use crate::figures::apply::orders;
+use crate::figures::apply::{CONSUMER, orders};
 use crate::host::Host;
 use crate::network_half::{self, NetworkHalf};
 use crate::process::{self, Running};
@@ -27,13 +27,42 @@ const AFTER: Duration = Duration::from_millis(700);
 
 /// Measures it.
 pub fn measure(scale: Scale) -> anyhow::Result<Vec<Figure>> {
-    let hosts = scale.of(200, 4);
-    let (rounds, warm) = (scale.of(10, 1), 1);
+    let (hosts, looking, rounds) = (scale.of(200, 4), scale.of(20, 2), scale.of(10, 1));
+    let (skew, floor) = apart(hosts, "", rounds)?;
+    let (looking_skew, looking_floor) = apart(looking, CONSUMER, rounds)?;
+    let words = format!(
+        "how long after the first of {hosts} appliers (processes of their own, all on this machine) each one flipped, over {rounds} rounds; against as many bare processes that sleep until the instant and do the same rename; by the kernel's own time stamp of each rename"
+    );
+    Ok(vec![
+        Figure::new(
+            format!("skew of the flip, {hosts} hosts, p99"),
+            skew.p99_ms(),
+            "ms",
+            Some(floor.p99_ms()),
+        )
+        .aim(Aim::Value(20.0))
+        .meaning(words),
+        Figure::new("  the same against the timers", skew.p99_ms(), "ms", Some(floor.p99_ms()))
+            .aim(Aim::Ratio(2.0)),
+        Figure::new("  median", skew.median_ms(), "ms", Some(floor.median_ms())),
+        Figure::new(
+            format!("  {looking} hosts with a consumer each, p99"),
+            looking_skew.p99_ms(),
+            "ms",
+            Some(looking_floor.p99_ms()),
+        )
+        .meaning("after the instant each of them looks at all processes of this one machine"),
+    ])
+}
+
+/// How far apart so many hosts with this policy flip, and how far apart as many timers.
+fn apart(hosts: usize, policy: &str, rounds: usize) -> anyhow::Result<(Samples, Samples)> {
+    let warm = 1;
     let bar = progress("skew", hosts + rounds);
     let desk = Desk::new()?;
     let mut ours = Vec::with_capacity(hosts);
     for _ in 0..hosts {
-        ours.push(Flipping::start(&desk)?);
+        ours.push(Flipping::start(&desk, policy)?);
         bar.inc(1);
     }
     let places = tempfile::tempdir()?;
@@ -53,22 +82,7 @@ pub fn measure(scale: Scale) -> anyhow::Result<Vec<Figure>> {
         }
     }
     bar.finish_and_clear();
-    let words = format!(
-        "how long after the first of {hosts} appliers (processes of their own, all on this machine) each one flipped, over {rounds} rounds; against as many bare processes that sleep until the instant and do the same rename; by the kernel's own time stamp of each rename"
-    );
-    Ok(vec![
-        Figure::new(
-            format!("skew of the flip, {hosts} hosts, p99"),
-            skew.p99_ms(),
-            "ms",
-            Some(floor.p99_ms()),
-        )
-        .aim(Aim::Value(20.0))
-        .meaning(words),
-        Figure::new("  the same against the timers", skew.p99_ms(), "ms", Some(floor.p99_ms()))
-            .aim(Aim::Ratio(2.0)),
-        Figure::new("  median", skew.median_ms(), "ms", Some(floor.median_ms())),
-    ])
+    Ok((skew, floor))
 }
 
 /// An applier without a network half.
@@ -81,8 +95,8 @@ struct Flipping {
 }
 
 impl Flipping {
-    fn start(desk: &Desk) -> anyhow::Result<Self> {
-        let host = Host::plain("evidence = \"declared\"\n")?;
+    fn start(desk: &Desk, policy: &str) -> anyhow::Result<Self> {
+        let host = Host::new("evidence = \"declared\"\n", SET, policy)?;
         let pending = host.enrol(&desk.bundle("https://localhost:1"))?;
         let keys = desk.keys(&pending.registration)?;
         let listener = network_half::listen(&host)?;

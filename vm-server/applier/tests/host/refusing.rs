@@ -232,31 +232,9 @@ fn a_journal_without_room_takes_no_order_and_keeps_a_whole_working_set() {
         return;
     }
     let mut host = on_one();
-    host.kill();
-    // The applier's state moves to a file system that is nearly full.
-    let state = host.root().join("state/applier");
-    let moved = host.root().join("state/moved");
-    std::fs::rename(&state, &moved).unwrap();
-    std::fs::create_dir(&state).unwrap();
-    let _full = Full::mount(&state);
-    for entry in std::fs::read_dir(&moved).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            std::fs::create_dir(state.join(entry.file_name())).unwrap();
-            for copy in std::fs::read_dir(entry.path()).unwrap() {
-                let copy = copy.unwrap();
-                std::fs::copy(copy.path(), state.join(entry.file_name()).join(copy.file_name())).unwrap();
-            }
-        } else {
-            std::fs::copy(entry.path(), state.join(entry.file_name())).unwrap();
-        }
-    }
-    host.up();
+    let disk = SmallDisk::under(&mut host);
     host.ask(1);
-    let ballast = state.join("ballast");
-    let mut file = std::fs::File::create(&ballast).unwrap();
-    while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
-    drop(file);
+    disk.fill();
     let mut refusals = Vec::new();
     // What little room is left in the last page is used up first.
     for generation in 6..60 {
@@ -269,25 +247,102 @@ fn a_journal_without_room_takes_no_order_and_keeps_a_whole_working_set() {
     assert!(refusals.iter().all(|code| code == "not_kept" || code == "copy_failed"), "{refusals:?}");
     assert!(!refusals.is_empty());
     assert_eq!(host.current("password"), Some(crate::control::secret(1)));
-    std::fs::remove_file(ballast).unwrap();
+    disk.empty();
     host.order(70, stage(2));
     host.order(70, activate(2));
     assert_eq!(host.current("password"), Some(crate::control::secret(2)));
     host.kill();
 }
 
-/// A small file system, as long as it is needed.
-struct Full(std::path::PathBuf);
+/// A flip that was agreed upon comes also where nothing can be written down. What a loss of power would bring the host
+/// back to is not taken away then, although nobody has it any more.
+#[test]
+fn without_room_for_what_is_current_nothing_is_unlinked() {
+    let root = rustix::process::geteuid().is_root();
+    if !tests_needs::is_there(root, "a flip without room for it: mounting needs root") {
+        return;
+    }
+    let mut host = on_one();
+    let disk = SmallDisk::under(&mut host);
+    host.order(6, stage(2));
+    // It is still the current version, and stays to be sealed.
+    host.order(6, seal(1));
+    host.order(6, arm(2, 3_000));
+    disk.fill();
+    // What little room is left in the last page is used up first.
+    let refused = (1..60).find(|question| host.ask(*question).sets[&host.set()].answers < *question);
+    assert!(refused.is_some());
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while host.current("password") != Some(crate::control::secret(2)) {
+        assert!(std::time::Instant::now() < deadline, "it does not flip");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // Long enough for several looks.
+    let flipped = UnixMillis::now().0;
+    while UnixMillis::now().0 < flipped + 700 {
+        host.ask(60);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    host.kill();
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    host.start();
+    while host.current("password") != Some(crate::control::secret(1)) {
+        assert!(std::time::Instant::now() < deadline, "the set does not come back");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    host.kill();
+    disk.empty();
+    host.up();
+    // The instant may be long past by now.
+    host.order(6, activate(2));
+    host.until("on the new version, and the old one gone", |report| {
+        report.current == Some(v(2)) && !report.present.contains_key(&v(1))
+    });
+    host.kill();
+}
 
-impl Full {
-    fn mount(at: &std::path::Path) -> Self {
+/// A small file system for the applier's state, as long as it is needed.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// Moves the state there.
+    fn under(host: &mut Host) -> Self {
+        host.kill();
+        let state = host.root().join("state/applier");
+        let moved = host.root().join("state/moved");
+        std::fs::rename(&state, &moved).unwrap();
+        std::fs::create_dir(&state).unwrap();
         let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", at, "tmpfs", flags, c"size=192k,mode=0700").unwrap();
-        Self(at.to_owned())
+        rustix::mount::mount("tmpfs", &state, "tmpfs", flags, c"size=192k,mode=0700").unwrap();
+        let disk = Self(state.clone());
+        for entry in std::fs::read_dir(&moved).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::create_dir(state.join(entry.file_name())).unwrap();
+                for copy in std::fs::read_dir(entry.path()).unwrap() {
+                    let copy = copy.unwrap();
+                    std::fs::copy(copy.path(), state.join(entry.file_name()).join(copy.file_name())).unwrap();
+                }
+            } else {
+                std::fs::copy(entry.path(), state.join(entry.file_name())).unwrap();
+            }
+        }
+        host.up();
+        disk
+    }
+
+    /// Leaves no more than what is free in the last page of each file.
+    fn fill(&self) {
+        let mut file = std::fs::File::create(self.0.join("ballast")).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 512]).is_ok() {}
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.0.join("ballast")).unwrap();
     }
 }
 
-impl Drop for Full {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }

@@ -100,27 +100,78 @@ fn two_appliers_cannot_run_on_one_state() {
 
 #[test]
 fn a_journal_of_a_newer_program_is_left_as_it_is() {
-    let mut host = Host::new("[set.db]\n");
-    host.up();
-    host.roll_out(1, 1);
+    let (mut host, _app) = on_one(r#"adopt = "restart""#, "");
+    host.order(2, stage(2));
+    host.order(2, crate::control::seal(1));
+    host.order(2, arm(2, 50_000));
     host.kill();
-    let (state, copies) = (host.root().join("state/applier"), host.root().join("state/applier/copies"));
-    let newer = br#"{"set":["db",{"machine":{"of_tomorrow":1}}]}"#;
-    let mut journal = std::fs::read(state.join("journal")).unwrap();
-    journal.extend_from_slice(&u32::try_from(newer.len()).unwrap().to_be_bytes());
-    journal.extend_from_slice(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, newer).as_ref()[..8]);
-    journal.extend_from_slice(newer);
-    std::fs::write(state.join("journal"), &journal).unwrap();
-    let ended = Host::binary(&host.root().join("config")).output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(!ended.status.success() && said.contains("install that one again"), "{said}");
-    assert_eq!(std::fs::read(state.join("journal")).unwrap(), journal);
+    let path = host.root().join("state/applier/journal");
+    let copies = host.root().join("state/applier/copies");
+    let journal = std::fs::read(&path).unwrap();
+    let mut records = std::collections::BTreeMap::new();
+    let mut at = journal.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    while let Some((length, _)) = journal[at..].split_first_chunk::<4>() {
+        let end = at + 12 + usize::try_from(u32::from_be_bytes(*length)).unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&journal[at + 12..end]).unwrap();
+        records.insert(record.as_object().unwrap().keys().next().unwrap().clone(), record);
+        at = end;
+    }
+    assert_eq!(records.len(), 2, "one of the host, one of its set");
+    let mut tried = 0;
+    for record in records.values() {
+        // An epoch stands in orders too, and has the form that hosts of all ages read.
+        for place in objects("", record).into_iter().filter(|place| !place.ends_with("/epoch")) {
+            let mut newer = record.clone();
+            let object = newer.pointer_mut(&place).unwrap().as_object_mut().unwrap();
+            object.insert("of_tomorrow".to_owned(), serde_json::json!({ "of": ["tomorrow"] }));
+            let newer = serde_json::to_vec(&newer).unwrap();
+            let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &newer);
+            let length = u32::try_from(newer.len()).unwrap().to_be_bytes();
+            let with_newer = [journal.as_slice(), &length, &sum.as_ref()[..8], &newer].concat();
+            std::fs::write(&path, &with_newer).unwrap();
+            let (status, said) = ended_by_itself(Host::binary(&host.root().join("config")));
+            assert!(!status.success() && said.contains("install that one again"), "{place}: {said}");
+            assert_eq!(std::fs::read(&path).unwrap(), with_newer, "{place}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 15, "{tried}");
     assert_eq!(host.current("password"), Some(secret(1)));
     assert!(copies.join("db@1.1").exists());
     // With the record away it goes on from where it was.
-    std::fs::write(state.join("journal"), &journal[..journal.len() - newer.len() - 12]).unwrap();
+    std::fs::write(&path, &journal).unwrap();
     host.up();
     assert_eq!(host.ask(1).sets[&host.set()].current, Some(v(1)));
+}
+
+/// How it ended, and what it said.
+fn ended_by_itself(mut command: std::process::Command) -> (std::process::ExitStatus, String) {
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while child.try_wait().unwrap().is_none() && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    // One that goes on is ended, and has not failed by itself.
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Where objects stand in this one, itself among them.
+fn objects(place: &str, value: &serde_json::Value) -> Vec<String> {
+    let within: Vec<(String, &serde_json::Value)> = match value {
+        serde_json::Value::Object(object) => {
+            let escaped = |key: &str| key.replace('~', "~0").replace('/', "~1");
+            object.iter().map(|(key, value)| (escaped(key), value)).collect()
+        }
+        serde_json::Value::Array(array) => {
+            array.iter().enumerate().map(|(number, value)| (number.to_string(), value)).collect()
+        }
+        _ => return vec![],
+    };
+    let itself = value.is_object().then(|| place.to_owned());
+    let within = within.into_iter().flat_map(|(key, value)| objects(&format!("{place}/{key}"), value));
+    itself.into_iter().chain(within).collect()
 }
 
 /// Each run waits most of its time, so several go side by side.
