@@ -140,17 +140,17 @@ impl Machine {
             (Phase::Waiting { was: Some(was), was_healthy, revive: false }, Some(life))
                 if *was != life && (by == By::Itself || !turn.back) =>
             {
-                Phase::Settling { life, was_healthy: *was_healthy }
+                Phase::Settling { life, was_healthy: was_healthy.unwrap_or(true) }
             }
-            (Phase::Waiting { was, was_healthy: at_first, revive }, Some(life))
+            (Phase::Waiting { was_healthy: at_first, revive, .. }, Some(life))
                 if by != By::Itself && permitted =>
             {
                 // How it was when we first looked: what came over it since may be the credential.
-                let was_healthy = if was.is_some() { *at_first } else { was_healthy };
+                let was_healthy = at_first.unwrap_or(was_healthy);
                 Phase::Adopting { was: Some(life), was_healthy, revive: *revive }
             }
-            (Phase::Waiting { was, was_healthy: at_first, revive }, Some(life)) => {
-                let was_healthy = if was.is_some() { *at_first } else { was_healthy };
+            (Phase::Waiting { was_healthy: at_first, revive, .. }, Some(life)) => {
+                let was_healthy = Some(at_first.unwrap_or(was_healthy));
                 Phase::Waiting { was: Some(life), was_healthy, revive: *revive }
             }
             _ => return,
@@ -180,7 +180,7 @@ impl Machine {
     /// is its life: it may begin another one by itself until then.
     fn wait_anew(&mut self, turn: Turn, consumer: &ConsumerName, was: Option<Life>) {
         let Some(taking) = self.taking(turn, consumer) else { return };
-        taking.phase = Phase::Waiting { was_healthy: was.is_some(), was, revive: false };
+        taking.phase = Phase::Waiting { was, was_healthy: None, revive: false };
         self.effects.push(HostEffect::Look { turn, consumer: consumer.clone() });
     }
 
@@ -383,5 +383,5 @@ fn after_flip(taking: &Taking, turn: Turn) -> Phase {
     }
     let revive = turn.back
         && matches!(taking.phase, Phase::Adopting { .. } | Phase::Settling { .. } | Phase::Failed { .. });
-    Phase::Waiting { was: None, was_healthy: false, revive }
+    Phase::Waiting { was: None, was_healthy: None, revive }
 }

@@ -134,9 +134,9 @@ pub(super) enum Phase {
     Waiting {
         /// The life that it had when we last looked.
         was: Option<Life>,
-        /// Whether it was healthy then: in the life that began before the flip.
+        /// Whether it was healthy when we first looked, in the life that began before the flip.
         #[serde(default)]
-        was_healthy: bool,
+        was_healthy: Option<bool>,
         /// It took up, or tried to, the version that the host has left.
         revive: bool,
     },

@@ -423,6 +423,17 @@ fn who_shows_itself_on_the_old_version_and_restarts_by_itself_before_its_window_
     let (state, effects) = step(world.state.clone(), input, appeared);
     assert!(matches!(effects.as_slice(), [HostEffect::Look { .. }]), "{effects:?}");
     assert_eq!(state.awaited(), BTreeMap::from([(app(), Some(Life("77".to_owned())))]));
+    // Nobody has looked how it was: what it was like on the old version is said by the look, not by its appearance.
+    let turn = state.turn().unwrap();
+    let looked =
+        |healthy| HostEvent::Looked { turn, consumer: app(), life: Some(Life("77".to_owned())), healthy };
+    for healthy in [true, false] {
+        let (state, effects) = step(state.clone(), input, looked(healthy));
+        assert!(matches!(effects.as_slice(), [HostEffect::Adopt { .. }]), "{effects:?}");
+        let reason = "it does not start".to_owned();
+        let (state, _) = step(state, input, HostEvent::Unhealthy { turn, consumer: app(), reason });
+        assert_eq!(state.has_open_flip(), healthy, "rolled back only if it was healthy before");
+    }
     let again = HostEvent::Appeared { consumer: app(), life: Life("78".to_owned()), on_another: false };
     let (_, effects) = step(state, input, again);
     assert!(matches!(effects.as_slice(), [HostEffect::Settle { .. }]), "{effects:?}");

@@ -193,7 +193,9 @@ impl Applier {
         let sets = self.sets.iter().map(|(name, set)| RecordRef::Set(name, &set.record));
         let records: Result<Vec<Vec<u8>>, std::io::Error> =
             std::iter::once(RecordRef::Host(&self.host)).chain(sets).map(RecordRef::to_bytes).collect();
-        self.tools.journal.compact_result(records)
+        self.tools.journal.compact_result(records)?;
+        self.tools.unnotice("journal", "host");
+        Ok(())
     }
 
     /// Runs until it is told to stop.

@@ -109,9 +109,7 @@ impl Journal {
     pub(crate) fn append(&mut self, payload: &[u8]) -> Result<(), JournalError> {
         let failed = |doing, path: &Path, source| JournalError::Io { doing, path: path.to_owned(), source };
         if self.broken {
-            let why = io::Error::other(
-                "the last write could not be made durable, and the whole has yet to be written anew",
-            );
+            let why = io::Error::other("what it has is not known to be durable before it was written anew");
             return Err(failed("write", &self.path, why));
         }
         let record = record(payload).map_err(|source| failed("write", &self.path, source))?;
@@ -383,7 +381,7 @@ mod tests {
         let (mut journal, _) = open(&path).unwrap();
         assert!(journal.wants_compaction());
         let error = journal.append(b"lost").unwrap_err();
-        assert!(error.to_string().contains("could not be made durable"), "{error}");
+        assert!(error.to_string().contains("not known to be durable"), "{error}");
         journal.compact(&records).unwrap();
         assert!(!journal.wants_compaction());
         journal.append(b"next").unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lifecycle::host::HostEvent;
-use lifecycle::{ConsumerName, Evidence};
+use lifecycle::{ConsumerName, Evidence, SetName};
 use protocol::UnixMillis;
 use protocol::reported::{Reply, Statement};
 
@@ -67,11 +67,16 @@ impl Applier {
         if news {
             self.tried = Instant::now();
         }
-        for set in self.sets.values_mut() {
-            let open =
-                set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.is_behind();
-            if open && let Err(error) = set.give(&mut self.tools, HostEvent::Recheck) {
-                tracing::error!(set = %set.name, %error, "not in the journal yet");
+        let open = self.sets.iter().filter(|(_, set)| {
+            set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.is_behind()
+        });
+        let open: Vec<SetName> = open.map(|(name, _)| name.clone()).collect();
+        for name in open {
+            for set in self.sets.values_mut() {
+                set.flip_if_due(&mut self.tools);
+            }
+            if let Err(error) = self.give(&name, HostEvent::Recheck) {
+                tracing::error!(set = %name, %error, "not in the journal yet");
             }
         }
     }

@@ -188,6 +188,10 @@ impl Set {
                 .map(|event| vec![event])
                 .ok_or_else(|| "its files cannot be unlinked".to_owned());
         }
+        // A life before us may have ended with only a part of it unlinked.
+        if self.unlink(tools, version).is_none() {
+            return Err("its files cannot be unlinked".to_owned());
+        }
         // Whoever opened it before it was unlinked has been seen by now: the caller has looked since.
         self.inodes_are_free(version, pinned)?;
         Ok(vec![HostEvent::Gone { version }])

@@ -114,8 +114,16 @@ impl Set {
             }
         }
         if !matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. } | HostEvent::Tick) {
-            for event in std::mem::take(&mut self.deferred) {
-                self.give_one(tools, event)?;
+            let mut deferred = std::mem::take(&mut self.deferred).into_iter();
+            while let Some(earlier) = deferred.next() {
+                if let Err(error) = self.give_one(tools, earlier) {
+                    // What cannot be kept was put back, and what comes after it waits with it.
+                    self.deferred.extend(deferred);
+                    if !matches!(event, HostEvent::Recheck | HostEvent::Started { .. }) {
+                        self.deferred.push(event);
+                    }
+                    return Err(error);
+                }
             }
         }
         let at_instant = matches!(event, HostEvent::Tick);
@@ -139,8 +147,9 @@ impl Set {
     fn give_one(&mut self, tools: &mut Tools, first: HostEvent) -> Result<Option<Answer>, JournalError> {
         let mut answer = None;
         // What comes of an order is said in the answer to its push, and is kept before: see `set_report`. What comes of an
-        // agreed instant is kept once every set has met it: see `Applier::serve`. A look at a consumer changes nothing, and
-        // before what comes of it does, all is kept.
+        // agreed instant is kept once every set has met it: see `Applier::tick`. A look at a consumer changes nothing, and
+        // before what comes of it does, all is kept. A seal waits until then.
+        let at_instant = matches!(first, HostEvent::Tick);
         let kept_later = matches!(first, HostEvent::Order { .. } | HostEvent::Tick);
         // Whoever is told a moment later to flip at once flips for the instant all the same.
         self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
@@ -151,6 +160,7 @@ impl Set {
             for effect in effects {
                 match effect {
                     HostEffect::Answer(said) => answer = Some(said),
+                    HostEffect::Seal { .. } if at_instant => tools.recheck = true,
                     effect => outcomes.extend(self.carry_out(tools, effect)),
                 }
             }
@@ -164,8 +174,12 @@ impl Set {
                 tools.changed = true;
                 // What has come about stands, whether it can be journalled now or later. Before something else is begun
                 // it is now.
-                let only_looks = next.iter().all(|effect| matches!(effect, HostEffect::Look { .. }));
-                if kept_later && only_looks && events.is_empty() {
+                let waits = |effect: &HostEffect| match effect {
+                    HostEffect::Look { .. } => true,
+                    HostEffect::Seal { .. } => at_instant,
+                    _ => false,
+                };
+                if kept_later && next.iter().all(waits) && events.is_empty() {
                     self.unkept = true;
                 } else {
                     let _ = self.keep(tools);

@@ -45,7 +45,7 @@ pub(crate) struct Tools {
     pub(crate) witness: Witness,
     /// All processes at the last look.
     pub(crate) view: View,
-    /// A seal wants a fresh look at processes.
+    /// A seal, or what was done before it, wants a fresh look at processes.
     pub(crate) recheck: bool,
     /// Until when nothing is begun after an agreed instant.
     pub(crate) resting: Instant,
