@@ -488,7 +488,7 @@ impl Set {
         self.unstarted = None;
         self.places_due = true;
         let (link, files) = found;
-        self.resume_evidence(tools, rebooted, link, &files);
+        self.resume_evidence(tools, link, &files);
         self.give(tools, HostEvent::Started { rebooted, link, files })?;
         self.watch_copies(tools);
         let rules = self.rules(tools);
@@ -529,14 +529,10 @@ impl Set {
     }
 
     /// Watches again what lies here. Where nobody kept our group of opens, there was a time without marks.
-    fn resume_evidence(
-        &mut self,
-        tools: &mut Tools,
-        rebooted: bool,
-        link: Option<Version>,
-        files: &BTreeSet<Version>,
-    ) {
+    fn resume_evidence(&mut self, tools: &mut Tools, link: Option<Version>, files: &BTreeSet<Version>) {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
+        // Of this set: the host takes a boot for met only once all sets have come back from it.
+        let rebooted = self.record.evidence.boot() != boot_id;
         let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
         if rebooted {
             self.record.removed.clear();

@@ -147,6 +147,11 @@ impl Evidence {
         why.clone_into(&mut self.why);
     }
 
+    /// The boot in which all of it was seen.
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// The strongest kind of evidence that this host has for the set.
     pub fn kind(&self) -> Kind {
         self.kind

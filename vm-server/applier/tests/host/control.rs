@@ -212,6 +212,33 @@ impl Host {
         true
     }
 
+    /// The file that the applier keeps its state in.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.root().join("state/applier/journal")
+    }
+
+    /// The newest record of the host and of each set, by the word that it begins with.
+    pub(crate) fn records(&self) -> BTreeMap<String, serde_json::Value> {
+        let journal = std::fs::read(self.journal()).unwrap();
+        let mut at = journal.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        let mut records = BTreeMap::new();
+        while let Some((length, _)) = journal[at..].split_first_chunk::<4>() {
+            let end = at + 12 + usize::try_from(u32::from_be_bytes(*length)).unwrap();
+            let record: serde_json::Value = serde_json::from_slice(&journal[at + 12..end]).unwrap();
+            records.insert(record.as_object().unwrap().keys().next().unwrap().clone(), record);
+            at = end;
+        }
+        records
+    }
+
+    /// The bytes of the journal with one more record.
+    pub(crate) fn journal_with(&self, record: &serde_json::Value) -> Vec<u8> {
+        let payload = serde_json::to_vec(record).unwrap();
+        let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &payload);
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&std::fs::read(self.journal()).unwrap(), length.as_slice(), &sum.as_ref()[..8], &payload].concat()
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.applier.as_ref().unwrap().id()
     }

@@ -105,17 +105,10 @@ fn a_journal_of_a_newer_program_is_left_as_it_is() {
     host.order(2, crate::control::seal(1));
     host.order(2, arm(2, 50_000));
     host.kill();
-    let path = host.root().join("state/applier/journal");
+    let path = host.journal();
     let copies = host.root().join("state/applier/copies");
     let journal = std::fs::read(&path).unwrap();
-    let mut records = std::collections::BTreeMap::new();
-    let mut at = journal.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    while let Some((length, _)) = journal[at..].split_first_chunk::<4>() {
-        let end = at + 12 + usize::try_from(u32::from_be_bytes(*length)).unwrap();
-        let record: serde_json::Value = serde_json::from_slice(&journal[at + 12..end]).unwrap();
-        records.insert(record.as_object().unwrap().keys().next().unwrap().clone(), record);
-        at = end;
-    }
+    let records = host.records();
     assert_eq!(records.len(), 2, "one of the host, one of its set");
     let mut tried = 0;
     for record in records.values() {
@@ -124,10 +117,8 @@ fn a_journal_of_a_newer_program_is_left_as_it_is() {
             let mut newer = record.clone();
             let object = newer.pointer_mut(&place).unwrap().as_object_mut().unwrap();
             object.insert("of_tomorrow".to_owned(), serde_json::json!({ "of": ["tomorrow"] }));
-            let newer = serde_json::to_vec(&newer).unwrap();
-            let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &newer);
-            let length = u32::try_from(newer.len()).unwrap().to_be_bytes();
-            let with_newer = [journal.as_slice(), &length, &sum.as_ref()[..8], &newer].concat();
+            std::fs::write(&path, &journal).unwrap();
+            let with_newer = host.journal_with(&newer);
             std::fs::write(&path, &with_newer).unwrap();
             let (status, said) = ended_by_itself(Host::binary(&host.root().join("config")));
             assert!(!status.success() && said.contains("install that one again"), "{place}: {said}");
