@@ -100,6 +100,11 @@ names! {
     GapId, "gap";
 }
 
+/// Names one boot of a host, opaque here: it is only ever compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootId(pub String);
+
 /// Names a life of the control plane's store: a counter above every one seen, and a random id.
 ///
 /// Two epochs with the same counter and different ids are strangers: orders of the other id are refused.

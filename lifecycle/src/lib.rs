@@ -13,8 +13,8 @@ pub mod report;
 mod versions;
 
 pub use id::{
-    ConsumerName, CredentialName, EffectId, Epoch, GapId, Generation, HolderId, Millis, SetName, TargetId,
-    Version,
+    BootId, ConsumerName, CredentialName, EffectId, Epoch, GapId, Generation, HolderId, Millis, SetName,
+    TargetId, Version,
 };
 pub use order::{Order, OrderKind};
 pub use report::{Evidence, Flipped, SetReport};

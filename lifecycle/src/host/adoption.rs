@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::state::{Files, Phase, Taken, Taking};
 use super::{ARMED_LATE_MS_MAX, By, HostEffect, Life, Machine, Rules, Turn};
-use crate::id::{ConsumerName, Generation, Version};
+use crate::id::{BootId, ConsumerName, Generation, Version};
 use crate::report::{Refused, RolledBack};
 
 /// How many versions that were healthy are remembered.
@@ -26,6 +26,7 @@ impl Machine {
         if let Some(turn) = self.state.flipping {
             self.effects.push(HostEffect::Flip { version: turn.version });
         }
+        self.retry_unlinks();
         self.retry_seals();
     }
 
@@ -58,6 +59,7 @@ impl Machine {
         };
         known.files = Files::Dropped;
         self.forget_taken(version, Taken::Stage);
+        self.retry_unlinks();
         self.refused(version, code, message);
     }
 
@@ -288,7 +290,9 @@ impl Machine {
         }
     }
 
-    pub(super) fn started(&mut self, rebooted: bool, link: Option<Version>, files: &BTreeSet<Version>) {
+    pub(super) fn started(&mut self, boot: BootId, link: Option<Version>, files: &BTreeSet<Version>) {
+        let rebooted = self.state.boot.as_ref().is_some_and(|before| *before != boot);
+        self.state.boot = Some(boot);
         self.find_files(files);
         if rebooted {
             // The agreed instant was on the clock of another boot.
@@ -303,27 +307,21 @@ impl Machine {
             self.effects.push(HostEffect::Flip { version: turn.version });
         }
         self.resume_consumers(rebooted);
+        self.retry_unlinks();
         self.retry_seals();
     }
 
-    /// Files that are not whole are none; files that should not be there are unlinked.
+    /// Files that are not whole are none, and what there is of them goes, the sealed copy too.
     fn find_files(&mut self, files: &BTreeSet<Version>) {
         let mut lost = Vec::new();
         for (version, known) in &mut self.state.known {
-            match known.files {
-                Files::Writing => {
-                    known.files = Files::Dropped;
-                    lost.push(*version);
-                    self.effects.push(HostEffect::Unlink { version: *version });
-                }
-                Files::Staged if !files.contains(version) => {
+            match (known.files, files.contains(version)) {
+                (Files::Writing, _) | (Files::Staged, false) => {
                     known.files = Files::Dropped;
                     lost.push(*version);
                 }
-                Files::Dropped if files.contains(version) && !self.state.sealing.contains_key(version) => {
-                    self.effects.push(HostEffect::Unlink { version: *version });
-                }
-                Files::Staged | Files::Dropped => {}
+                (Files::Unlinked, true) => known.files = Files::Dropped,
+                (Files::Staged, true) | (Files::Dropped, _) | (Files::Unlinked, false) => {}
             }
         }
         for version in lost {

@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{ConsumerName, Epoch, GapId, Generation, HolderId, Millis, Version};
+use crate::id::{BootId, ConsumerName, Epoch, GapId, Generation, HolderId, Millis, Version};
 use crate::order::Order;
 
 pub use state::SetState;
@@ -89,8 +89,8 @@ pub enum By {
 pub enum HostEvent {
     /// The applier started; always the first event of its life.
     Started {
-        /// Whether the machine was booted since the last event.
-        rebooted: bool,
+        /// The host's present boot.
+        boot: BootId,
         /// Where the current link points. After a boot the caller has made it anew from [`SetState::current`].
         link: Option<Version>,
         /// The versions whose files lie whole on the host.
@@ -98,8 +98,8 @@ pub enum HostEvent {
     },
     /// Time passed. Sent at the latest at [`SetState::next_due`].
     Tick,
-    /// Holders, gaps, places or consumers changed, or a while has passed: seals that were refused for now and flips
-    /// that failed are tried again.
+    /// Holders, gaps, places or consumers changed, or a while has passed: seals that were refused for now, flips and
+    /// unlinks that failed are tried again.
     Recheck,
     /// The host's policy for this set; none when it has none (any more).
     Policy(Option<Rules>),
@@ -131,7 +131,7 @@ pub enum HostEvent {
         /// Of which version.
         version: Version,
     },
-    /// They could not be written; nothing of them is left.
+    /// They could not be written. What there is of them is unlinked next.
     WriteFailed {
         /// Of which version.
         version: Version,
@@ -241,7 +241,7 @@ pub enum HostEffect {
         /// Which version.
         version: Version,
     },
-    /// Unlink files and sealed copy. Outcome: `Unlinked`.
+    /// Unlink files and sealed copy. Outcome: `Unlinked`, or none when it failed.
     Unlink {
         /// Which version.
         version: Version,
@@ -380,7 +380,7 @@ struct Machine {
 impl Machine {
     fn take(&mut self, event: HostEvent) {
         match event {
-            HostEvent::Started { rebooted, link, files } => self.started(rebooted, link, &files),
+            HostEvent::Started { boot, link, files } => self.started(boot, link, &files),
             HostEvent::Tick => self.tick(),
             HostEvent::Recheck => self.recheck(),
             HostEvent::Policy(rules) => self.policy(rules),

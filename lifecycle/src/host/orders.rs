@@ -336,10 +336,10 @@ impl Machine {
         if known.used || self.state.turn.is_some_and(|turn| turn.version == version) {
             return refuse(RefusalCode::InUse, format!("version {version} was armed or current: seal it"));
         }
-        if known.files != Files::Dropped {
+        if !matches!(known.files, Files::Dropped | Files::Unlinked) {
             known.files = Files::Dropped;
             self.forget_taken(version, Taken::Stage);
-            self.effects.push(HostEffect::Unlink { version });
+            self.retry_unlinks();
         }
         Ok(())
     }

@@ -62,9 +62,17 @@ impl Machine {
         }
     }
 
+    /// What was dropped is unlinked, also where that failed before.
+    pub(super) fn retry_unlinks(&mut self) {
+        let versions = self.state.known.keys().filter(|version| self.state.is_to_be_unlinked(**version));
+        let effects: Vec<HostEffect> =
+            versions.map(|version| HostEffect::Unlink { version: *version }).collect();
+        self.effects.extend(effects);
+    }
+
     pub(super) fn unlinked(&mut self, version: Version) {
         if let Some(known) = self.state.known.get_mut(&version) {
-            known.files = Files::Dropped;
+            known.files = Files::Unlinked;
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{By, Digest, Life, Rules, Turn};
-use crate::id::{ConsumerName, EffectId, Epoch, GapId, Generation, HolderId, Millis, Version};
+use crate::id::{BootId, ConsumerName, EffectId, Epoch, GapId, Generation, HolderId, Millis, Version};
 use crate::report::{Consumer, ConsumerState, Refused, RolledBack, SetReport};
 use crate::versions::Versions;
 
@@ -13,6 +13,9 @@ use crate::versions::Versions;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetState {
+    /// The newest boot that the set has come back from.
+    #[serde(default)]
+    pub(super) boot: Option<BootId>,
     /// The newest epoch that is obeyed.
     pub(super) epoch: Option<Epoch>,
     /// The newest question seen, of that epoch.
@@ -91,8 +94,10 @@ pub(super) enum Files {
     Writing,
     /// Whole and durable, and so is the sealed copy.
     Staged,
-    /// To be unlinked, or unlinked.
+    /// To be unlinked.
     Dropped,
+    /// Unlinked, and so is the sealed copy.
+    Unlinked,
 }
 
 /// A flip that is agreed upon.
@@ -175,6 +180,11 @@ impl Phase {
 }
 
 impl SetState {
+    /// Whether nothing was ever said of it.
+    pub fn is_untouched(&self) -> bool {
+        *self == Self { boot: self.boot.clone(), ..Self::default() }
+    }
+
     /// The version that readers are to find, also after a boot.
     pub fn current(&self) -> Option<Version> {
         self.turn.map(|turn| turn.version)
@@ -256,6 +266,18 @@ impl SetState {
     /// Whether there is a seal that is not finished.
     pub fn has_open_seals(&self) -> bool {
         !self.sealing.is_empty()
+    }
+
+    /// Whether something has to be unlinked, and that was not possible yet.
+    pub fn has_open_unlinks(&self) -> bool {
+        self.known.keys().any(|version| self.is_to_be_unlinked(*version))
+    }
+
+    /// Whether its files have to go by themselves: a seal unlinks too, and what readers find stays until then.
+    pub(super) fn is_to_be_unlinked(&self, version: Version) -> bool {
+        let shown = [self.turn, self.flipping].into_iter().flatten().any(|turn| turn.version == version);
+        let dropped = self.known.get(&version).is_some_and(|known| known.files == Files::Dropped);
+        dropped && !shown && !self.sealing.contains_key(&version)
     }
 
     /// Whether a flip has been accepted and not carried out.

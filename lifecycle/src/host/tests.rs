@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::id::EffectId;
+use crate::id::{BootId, EffectId};
 use crate::order::OrderKind;
 use crate::report::ConsumerState;
 use crate::versions::Versions;
@@ -37,6 +37,7 @@ struct World {
     files: BTreeSet<Version>,
     /// Versions that the consumer cannot use.
     bad: BTreeSet<Version>,
+    boots: u32,
     /// The consumer's life; none when it does not run.
     life: Option<u32>,
     /// The next life that it will have.
@@ -45,6 +46,9 @@ struct World {
     loaded: Option<Version>,
     restarts: u32,
     flips: Vec<Version>,
+    unlinks: u32,
+    /// Nothing can be unlinked.
+    stuck: bool,
     held: BTreeSet<Version>,
     answers: Vec<Answer>,
     /// Dies before the effect that makes this 0.
@@ -55,7 +59,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut world = Self { life: Some(0), lives: 1, ..Self::default() };
-        world.give(HostEvent::Started { rebooted: false, link: None, files: BTreeSet::new() });
+        world.give(HostEvent::Started { boot: BootId::default(), link: None, files: BTreeSet::new() });
         world.give(HostEvent::Policy(Some(Rules { consumers: BTreeMap::from([(app(), By::Permit)]) })));
         world
     }
@@ -113,7 +117,12 @@ impl World {
                 self.flips.push(version);
                 vec![HostEvent::Flipped { version }]
             }
+            HostEffect::Unlink { .. } if self.stuck => {
+                self.unlinks += 1;
+                vec![]
+            }
             HostEffect::Unlink { version } => {
+                self.unlinks += 1;
                 self.files.remove(&version);
                 vec![HostEvent::Unlinked { version }]
             }
@@ -183,17 +192,24 @@ impl World {
         self.dies_in = None;
         if rebooted {
             self.boot = 0;
+            self.boots += 1;
             self.link = self.state.current().filter(|version| self.files.contains(version));
             self.restart();
         }
         let (link, files) = (self.link, self.files.clone());
-        self.give(HostEvent::Started { rebooted, link, files });
+        let boot = boot(self.boots);
+        self.give(HostEvent::Started { boot, link, files });
         for (consumer, was) in self.state.awaited() {
             if let Some(life) = self.life().filter(|life| Some(life) != was.as_ref()) {
                 self.give(HostEvent::Appeared { consumer, life, on_another: false });
             }
         }
     }
+}
+
+/// The first one has no name.
+fn boot(number: u32) -> BootId {
+    BootId(if number == 0 { String::new() } else { number.to_string() })
 }
 
 fn stage(number: u32) -> OrderKind {
@@ -539,6 +555,49 @@ fn discard_drops_only_what_was_never_armed() {
     world.order(2, arm(1, 1000));
     assert_eq!(refused(world.order(2, OrderKind::Discard { version: v(1) })), "in_use");
     assert_eq!(refused(world.order(2, OrderKind::Discard { version: v(0) })), "in_use");
+}
+
+#[test]
+fn what_was_dropped_is_unlinked_until_that_worked() {
+    let mut world = World::on_zero();
+    world.order(2, stage(1));
+    world.stuck = true;
+    world.order(2, OrderKind::Discard { version: v(1) });
+    world.give(HostEvent::Recheck);
+    assert!(world.files.contains(&v(1)) && world.state.has_open_unlinks());
+    world.crash(false);
+    assert!(world.files.contains(&v(1)) && world.state.has_open_unlinks());
+    world.stuck = false;
+    world.give(HostEvent::Recheck);
+    assert!(!world.files.contains(&v(1)) && !world.state.has_open_unlinks());
+    assert_eq!(world.unlinks, 4);
+    world.give(HostEvent::Recheck);
+    world.crash(false);
+    assert_eq!(world.unlinks, 4, "once it worked it is over");
+}
+
+#[test]
+fn what_a_start_does_not_find_is_unlinked_to_the_last_of_it() {
+    let mut world = World::on_zero();
+    world.order(2, stage(1));
+    world.files.remove(&v(1));
+    world.crash(true);
+    assert_eq!(world.unlinks, 1, "its sealed copy may be there, and cannot be read");
+    assert_eq!(world.order(2, stage(1)), Answer::Accepted);
+    assert!(world.report().present.contains_key(&v(1)));
+}
+
+#[test]
+fn an_agreement_ends_with_the_boot_and_not_with_our_restart() {
+    let mut world = World::on_zero();
+    for generation in [2, 3] {
+        world.order(generation, stage(1));
+        world.order(generation, arm(1, 1000));
+        world.crash(false);
+        assert_eq!(world.report().armed, Some(v(1)));
+        world.crash(true);
+        assert_eq!(world.report().armed, None);
+    }
 }
 
 #[test]

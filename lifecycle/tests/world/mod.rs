@@ -23,8 +23,8 @@ use lifecycle::host::{
 };
 use lifecycle::report::{Gap, Holder, PlaceFault};
 use lifecycle::{
-    ConsumerName, EffectId, Epoch, Evidence, Flipped, GapId, HolderId, Millis, Order, SetReport, TargetId,
-    Version,
+    BootId, ConsumerName, EffectId, Epoch, Evidence, Flipped, GapId, HolderId, Millis, Order, SetReport,
+    TargetId, Version,
 };
 
 pub const FIRST: Epoch = Epoch { counter: 1, id: 11 };
@@ -79,6 +79,7 @@ pub enum Role {
 pub struct Host {
     pub state: SetState,
     pub boot: u64,
+    pub boots: u32,
     /// The daemon answers.
     pub up: bool,
     pub link: Option<Version>,
@@ -119,9 +120,13 @@ impl Host {
     pub fn new() -> Self {
         let mut host =
             Self { up: true, life: Some(0), lives: 1, evidence: Evidence::Declared, ..Self::default() };
-        host.give(HostEvent::Started { rebooted: false, link: None, files: BTreeSet::new() });
+        host.give(HostEvent::Started { boot: host.boot_id(), link: None, files: BTreeSet::new() });
         host.give(HostEvent::Policy(Some(rules(By::Permit))));
         host
+    }
+
+    fn boot_id(&self) -> BootId {
+        BootId(self.boots.to_string())
     }
 
     pub fn input(&self) -> HostInput {
@@ -277,10 +282,11 @@ impl Host {
         self.up = true;
         if rebooted {
             self.boot = 0;
+            self.boots += 1;
             self.link = self.state.current();
         }
         let files = self.state.present();
-        self.give(HostEvent::Started { rebooted, link: self.link, files });
+        self.give(HostEvent::Started { boot: self.boot_id(), link: self.link, files });
         if rebooted && self.life.is_some() {
             self.start_app();
         }

@@ -19,7 +19,7 @@ use crate::input::Input;
 use crate::journal::JournalError;
 use crate::keep::{Identity, Keeper};
 use crate::record::{HostRecord, Record, RecordRef, SetRecord};
-use crate::reporting::{NUMBERS_RESERVED, Sent};
+use crate::reporting::Sent;
 use crate::set::{ASK_MAX, Set};
 use crate::tools::Tools;
 use crate::watch::Watch;
@@ -115,7 +115,8 @@ pub(crate) struct Beginning {
 }
 
 impl Applier {
-    /// Reads the journal's records, makes again what a boot has taken, and tells every machine.
+    /// Reads the journal's records, makes again what a boot has taken, and tells every machine. Where nothing can be written
+    /// down, applications still find their files, and no report is made until it can.
     pub(crate) fn begin(beginning: Beginning) -> Result<Self, JournalError> {
         let Beginning { tools, identity, keeper, anchor, policy, config, records, watch, named } = beginning;
         let (host, sets) = replay(&records).map_err(|error| tools.journal.not_understood(error))?;
@@ -150,13 +151,11 @@ impl Applier {
         {
             applier.tools.notice("journal", "host", error.to_string());
         }
-        applier.start_sets()?;
+        applier.start_sets();
         Ok(applier)
     }
 
-    fn start_sets(&mut self) -> Result<(), JournalError> {
-        let boot_id = self.tools.witness.boot_id.clone();
-        let rebooted = self.host.boot_id != boot_id && !self.host.boot_id.is_empty();
+    fn start_sets(&mut self) {
         self.sets.retain(|_, set| !set.is_empty());
         for name in self.policy.sets.keys() {
             if !self.sets.contains_key(name) {
@@ -165,20 +164,13 @@ impl Applier {
         }
         for (name, set) in &mut self.sets {
             set.policy = self.policy.set(name).cloned();
-            if let Err(error) = set.start(&mut self.tools, rebooted) {
+            if let Err(error) = set.start(&mut self.tools) {
                 self.tools.notice("journal", name.as_str(), error.to_string());
             }
         }
-        // Only now: a crash before has to make everything again.
-        if self.sets.values().all(|set| set.unstarted.is_none()) {
-            self.host.boot_id = boot_id;
-        }
-        self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
-        self.keep_host()?;
         self.tell_policy();
         self.observe();
         self.look_again();
-        Ok(())
     }
 
     /// Makes the host's own record durable; now and then the whole journal is written anew.
@@ -382,10 +374,12 @@ impl Applier {
     }
 
     fn look_due(&self) -> Option<Instant> {
-        let busy = self
-            .sets
-            .values()
-            .any(|set| set.has_to_look() || set.is_behind() || set.machine().has_open_flip());
+        let busy = self.sets.values().any(|set| {
+            set.has_to_look()
+                || set.is_behind()
+                || set.machine().has_open_flip()
+                || set.machine().has_open_unlinks()
+        });
         let rest = (self.look_took * LOOK_REST).min(LOOK_REST_MAX);
         busy.then(|| self.looked + LOOK_BUSY.max(rest))
     }

@@ -173,7 +173,11 @@ impl Journal {
             std::fs::rename(&new, &self.path)?;
             Ok((file, content.len() as u64))
         })();
-        let (file, bytes) = written.map_err(failed)?;
+        let (file, bytes) = written.map_err(|source| {
+            // What was written of it takes the room that is missing.
+            let _ = std::fs::remove_file(&new);
+            failed(source)
+        })?;
         // From here on the new file has the name, whether that is durable yet or not.
         (self.file, self.bytes, self.compacted_bytes) = (file, bytes, bytes);
         let renamed = failpoint::check("journal.renamed").and_then(|()| sync_dir(&self.path));

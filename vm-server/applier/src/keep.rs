@@ -179,7 +179,11 @@ pub(crate) fn private_dir(dir: &Path) -> Result<(), KeepError> {
 
 /// Writes a file that only its owner may read: whole or not at all.
 pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), KeepError> {
-    let failed = |source| KeepError::Io { doing: "write", path: path.to_owned(), source };
+    let failed = |source| {
+        // What was written of it takes the room that is missing.
+        let _ = std::fs::remove_file(partial(path));
+        KeepError::Io { doing: "write", path: path.to_owned(), source }
+    };
     let new = partial(path);
     let written = (|| {
         failpoint::check("file.write")?;

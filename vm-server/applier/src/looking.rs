@@ -68,7 +68,8 @@ impl Applier {
             self.tried = Instant::now();
         }
         let open = self.sets.iter().filter(|(_, set)| {
-            set.machine().has_open_flip() || (news && set.machine().has_open_seals()) || set.is_behind()
+            let waits = set.machine().has_open_seals() || set.machine().has_open_unlinks();
+            set.machine().has_open_flip() || (news && waits) || set.is_behind()
         });
         let open: Vec<SetName> = open.map(|(name, _)| name.clone()).collect();
         for name in open {
@@ -98,6 +99,7 @@ impl Applier {
         if let Some(turned) = self.sets.values().map(|set| set.record.evidence.turned()).max() {
             clock::pass(turned);
         }
+        self.tools.looks += 1;
         let (look, table) = self.tools.witness.look();
         if let Some(ended) = self.tools.witness.exact_has_ended() {
             let message = format!("openers have not been held since {} (milliseconds since 1970)", ended.0);

@@ -17,11 +17,13 @@ const REMEMBERED_MAX: usize = 256;
 impl Applier {
     /// Takes the orders of one push, in their order.
     pub(crate) fn take_orders(&mut self, frames: &[Frame]) -> Vec<Receipt> {
-        let mut looked = false;
-        frames.iter().map(|frame| self.take_order(frame, &mut looked)).collect()
+        let receipts = frames.iter().map(|frame| self.take_order(frame)).collect();
+        // One look serves all of a push: the seals in it, and that it is written down who runs after a flip.
+        self.look_again();
+        receipts
     }
 
-    fn take_order(&mut self, frame: &Frame, looked: &mut bool) -> Receipt {
+    fn take_order(&mut self, frame: &Frame) -> Receipt {
         let now = UnixMillis::now();
         let order = match order::verify(frame, &self.anchor, self.tools.host, now) {
             Ok(order) => order,
@@ -35,11 +37,6 @@ impl Applier {
             Body::Rekey(rekey) => self.rekey(rekey),
             Body::Ask(ask) => self.ask(order.payload().epoch, ask),
             Body::Set(set_order) => {
-                // A seal wants to know who holds what right now; one look serves all of a push.
-                let seals = matches!(set_order.order.kind, OrderKind::Seal { .. });
-                if seals && !std::mem::replace(looked, true) {
-                    self.observe();
-                }
                 if matches!(set_order.order.kind, OrderKind::Arm { .. })
                     && let Some(set) = self.sets.get_mut(&set_order.set)
                 {
@@ -176,9 +173,7 @@ impl Applier {
                 Err(error) => refused("not_kept", error.to_string()),
             }
         });
-        let outcome = outcome.unwrap_or_else(|| refused("not_in_policy", "no such set"));
-        self.look_again();
-        outcome
+        outcome.unwrap_or_else(|| refused("not_in_policy", "no such set"))
     }
 }
 

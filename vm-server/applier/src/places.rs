@@ -3,35 +3,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use holders::{Found, Needle, Sweep};
+use holders::{Detail, Found, Needle, Scene, Sweep};
 use host_policy::{PlaceKind, SetPolicy};
 use lifecycle::host::HostEvent;
 use lifecycle::report::PlaceFault;
-use lifecycle::{Evidence, GapId, HolderId, Millis, Version};
+use lifecycle::{Evidence, GapId, HolderId, Version};
 use opens::Inode;
 use protocol::seal::StagedSet;
 use sets::{Existing, PlaceState, Places, SetError, SetFile};
 
-use crate::clock;
 use crate::record::{Fault, Removed};
 use crate::set::{Set, set_files};
 use crate::tools::Tools;
 
-/// A seal looks at processes that were listed at most this long ago.
-const VIEW_MS_MAX: Millis = Millis(250);
-
 impl Set {
     /// Puts the current version's files and every place right, and remembers what cannot be.
     pub(crate) fn put_places_right(&mut self, tools: &mut Tools) {
+        self.places_due = false;
         let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };
         let copy = match tools.copies.read(&self.name, current) {
             Ok(copy) => copy,
-            Err(error) => return tools.notice("copy", self.name.as_str(), error.to_string()),
+            Err(error) => return tools.notice("copy", self.about(current), error.to_string()),
         };
-        tools.unnotice("copy", self.name.as_str());
+        tools.unnotice("copy", &self.about(current));
         let files = set_files(&copy);
         self.repair_files(tools, current, &files, &policy);
         if self.foresee_copies(&policy, current) && self.keep(tools).is_err() {
+            self.places_due = true;
             return;
         }
         let before = (self.record.written.clone(), self.record.place_faults.clone());
@@ -42,6 +40,7 @@ impl Set {
             tools.changed = true;
             let _ = self.keep(tools);
         }
+        self.shown_in_places = Some(current);
     }
 
     fn repair_files(&mut self, tools: &mut Tools, current: Version, files: &[SetFile], policy: &SetPolicy) {
@@ -65,14 +64,15 @@ impl Set {
         }
     }
 
-    /// Writes down which copies are about to hold the version, before they do.
+    /// Writes down which copies are about to hold the version, before they do. Whether the journal may not have that yet.
     fn foresee_copies(&mut self, policy: &SetPolicy, current: Version) -> bool {
         let copies = policy.places.iter().filter(|place| place.kind == PlaceKind::Copy);
-        let mut new = false;
+        let mut unkept = false;
         for place in copies {
-            new |= self.record.places.entry(place.path.clone()).or_default().insert(current);
+            let is_new = self.record.places.entry(place.path.clone()).or_default().insert(current);
+            unkept |= is_new || self.unkept;
         }
-        new
+        unkept
     }
 
     fn put_place_right(
@@ -137,7 +137,8 @@ impl Set {
         shown
     }
 
-    /// Carries a seal as far as it goes now. What stays in the way is looked at again when something changes.
+    /// Carries a seal as far as it goes now, right after a look. What stays in the way is looked at again when something
+    /// changes.
     pub(crate) fn seal(
         &mut self,
         tools: &mut Tools,
@@ -146,10 +147,6 @@ impl Set {
         cleared_gaps: &BTreeSet<GapId>,
         withdraw: bool,
     ) -> Vec<HostEvent> {
-        if clock::boot().since(tools.view.table.taken) > VIEW_MS_MAX {
-            tools.recheck = true;
-            return vec![];
-        }
         let sealed = self.try_seal(tools, version, cleared, cleared_gaps, withdraw);
         sealed.unwrap_or_else(|reason| vec![HostEvent::NotGone { version, reason }])
     }
@@ -181,18 +178,15 @@ impl Set {
         }
         self.places_are_free(tools, version, cleared_gaps)?;
         let pinned = self.sweep(tools, version)?;
-        if lies_here {
-            tools.recheck = true;
-            let unlinked = self.unlink(tools, version);
-            return unlinked
-                .map(|event| vec![event])
-                .ok_or_else(|| "its files cannot be unlinked".to_owned());
-        }
-        // A life before us may have ended with only a part of it unlinked.
-        if self.unlink(tools, version).is_none() {
+        // Also where nothing should lie here any more: a life before us may have ended with a part of it unlinked.
+        if !self.unlink(tools, version) {
             return Err("its files cannot be unlinked".to_owned());
         }
-        // Whoever opened it before it was unlinked has been seen by now: the caller has looked since.
+        if lies_here || self.unlinked_in == Some(tools.looks) {
+            // Whoever opened it before it was unlinked is seen by the next look.
+            tools.recheck = true;
+            return Ok(lies_here.then_some(HostEvent::Unlinked { version }).into_iter().collect());
+        }
         self.inodes_are_free(version, pinned)?;
         Ok(vec![HostEvent::Gone { version }])
     }
@@ -274,7 +268,7 @@ impl Set {
 
     /// Looks for what opens cannot show. Gives the removed files that are known to be in use: of this version by whom
     /// an operator cleared, of versions that are gone by anybody.
-    fn sweep(&mut self, tools: &Tools, version: Version) -> Result<Removed, String> {
+    fn sweep(&mut self, tools: &mut Tools, version: Version) -> Result<Removed, String> {
         let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
         let copy = self.sought.get(&version);
         let values = copy.into_iter().flat_map(StagedSet::files);
@@ -295,14 +289,17 @@ impl Set {
             directory: self.directory_of(version),
             needles: values.chain(user).collect(),
         };
-        let mut traces = sweep.run(&tools.witness.proc, &tools.view.table, &rules);
+        // Listed anew: others may have been swept for since the look, and whoever began meanwhile may have it from a parent
+        // that has ended.
+        let table = tools.witness.proc.table(Detail::Lives);
+        let mut traces = sweep.run(&tools.witness.proc, &table, &rules);
         let of_gone = |found: &Found| found.inode.and_then(|inode| Some((*gone.get(&inode)?, inode.number)));
         let mut removed = Removed::new();
         for (gone, number) in traces.found.iter().filter_map(of_gone) {
             removed.entry(gone).or_default().insert(number);
         }
         traces.found.retain(|found| found.inode.is_none_or(|inode| inodes.contains(&inode)));
-        let scene = tools.view.scene(&rules);
+        let scene = Scene { table: &table, rules: &rules, units: &tools.view.units };
         let excused = self.record.evidence.excused(version);
         self.record.evidence.found(version, &traces, &scene);
         self.must_be_free(version)?;

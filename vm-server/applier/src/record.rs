@@ -23,8 +23,6 @@ pub(crate) enum Record {
 pub(crate) struct HostRecord {
     /// The newest epoch that is obeyed.
     pub(crate) epoch: Option<Epoch>,
-    /// The newest boot that all sets have come back from.
-    pub(crate) boot_id: String,
     /// No report has had this number or a higher one.
     pub(crate) reports_below: u64,
     /// The newest acknowledgement.

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::keep::Keeper;
 
 /// How many numbers are reserved with one record of the journal.
-pub(crate) const NUMBERS_RESERVED: u64 = 256;
+const NUMBERS_RESERVED: u64 = 256;
 /// The shortest time between two reports that nobody asked for.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long the first acknowledgement is waited for before the report is sent again; the wait doubles.

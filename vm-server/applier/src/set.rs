@@ -11,7 +11,7 @@ use std::time::Duration;
 use holders::ProcessId;
 use host_policy::{Access, Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{ConsumerName, Evidence, Flipped, Millis, SetName, Version};
+use lifecycle::{BootId, ConsumerName, Evidence, Flipped, Millis, SetName, Version};
 use protocol::UnixMillis;
 use protocol::seal::StagedSet;
 use sets::{SetDir, SetError, SetFile, mount};
@@ -53,12 +53,14 @@ pub(crate) struct Set {
     pub(crate) kept: SetState,
     /// Events that could not be journalled, and so have not happened yet.
     deferred: Vec<HostEvent>,
-    /// What lies here could not be looked at yet since our start, which was after a boot or not.
-    pub(crate) unstarted: Option<bool>,
+    /// What lies here could not be looked at yet since our start, or the machine could not be told of it.
+    pub(crate) is_unstarted: bool,
     /// Whether the record differs from what the journal has: writing it failed, or is put off for a moment.
     pub(crate) unkept: bool,
     /// Whether an agreed instant has come and is being met.
     at_instant: bool,
+    /// The number of the last look before files were unlinked: who opened them until then is seen by the next.
+    pub(crate) unlinked_in: Option<u64>,
 }
 
 impl Set {
@@ -67,7 +69,8 @@ impl Set {
             name,
             kept: record.machine.clone(),
             deferred: Vec::new(),
-            unstarted: None,
+            is_unstarted: false,
+            unlinked_in: None,
             record,
             policy: None,
             dir: None,
@@ -94,11 +97,16 @@ impl Set {
 
     /// Whether nothing was ever said of it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.record.machine == SetState::default()
+        self.record.machine.is_untouched()
     }
 
     pub(crate) const fn machine(&self) -> &SetState {
         &self.record.machine
+    }
+
+    /// What notices of a version are about.
+    pub(crate) fn about(&self, version: Version) -> String {
+        format!("{}@{version}", self.name)
     }
 
     /// Takes one event in and carries out everything that follows. The answer is that to an order or question.
@@ -107,9 +115,9 @@ impl Set {
         tools: &mut Tools,
         event: HostEvent,
     ) -> Result<Option<Answer>, JournalError> {
-        if let (Some(rebooted), false) = (self.unstarted, matches!(event, HostEvent::Started { .. })) {
-            self.start(tools, rebooted)?;
-            if self.unstarted.is_some() {
+        if self.is_unstarted && !matches!(event, HostEvent::Started { .. }) {
+            self.start(tools)?;
+            if self.is_unstarted {
                 return Err(JournalError::Unready(self.name.clone()));
             }
         }
@@ -138,9 +146,8 @@ impl Set {
 
     /// Has the places show what is current, if they have to be looked at.
     pub(crate) fn show_in_places(&mut self, tools: &mut Tools) {
-        if self.unstarted.is_none() && std::mem::take(&mut self.places_due) {
+        if !self.is_unstarted && self.places_due {
             self.put_places_right(tools);
-            self.shown_in_places = self.machine().current();
         }
     }
 
@@ -148,9 +155,11 @@ impl Set {
         let mut answer = None;
         // What comes of an order is said in the answer to its push, and is kept before: see `set_report`. What comes of an
         // agreed instant is kept once every set has met it: see `Applier::tick`. A look at a consumer changes nothing, and
-        // before what comes of it does, all is kept. A seal waits until then.
-        let at_instant = matches!(first, HostEvent::Tick);
+        // before what comes of it does, all is kept.
         let kept_later = matches!(first, HostEvent::Order { .. } | HostEvent::Tick);
+        // A seal goes by who has what right now: it follows a look, as `Recheck` does, and where it is not begun by that it
+        // asks for one.
+        let looked = matches!(first, HostEvent::Recheck);
         // Whoever is told a moment later to flip at once flips for the instant all the same.
         self.at_instant = self.machine().next_due().is_some_and(|due| due <= crate::clock::boot());
         let mut effects = self.step_first(tools, first)?;
@@ -160,7 +169,7 @@ impl Set {
             for effect in effects {
                 match effect {
                     HostEffect::Answer(said) => answer = Some(said),
-                    HostEffect::Seal { .. } if at_instant => tools.recheck = true,
+                    HostEffect::Seal { .. } if !looked => tools.recheck = true,
                     effect => outcomes.extend(self.carry_out(tools, effect)),
                 }
             }
@@ -174,11 +183,8 @@ impl Set {
                 tools.changed = true;
                 // What has come about stands, whether it can be journalled now or later. Before something else is begun
                 // it is now.
-                let waits = |effect: &HostEffect| match effect {
-                    HostEffect::Look { .. } => true,
-                    HostEffect::Seal { .. } => at_instant,
-                    _ => false,
-                };
+                let waits =
+                    |effect: &HostEffect| matches!(effect, HostEffect::Look { .. } | HostEffect::Seal { .. });
                 if kept_later && next.iter().all(waits) && events.is_empty() {
                     self.unkept = true;
                 } else {
@@ -217,7 +223,7 @@ impl Set {
         self.record.machine = before;
         match event {
             HostEvent::Order { .. } | HostEvent::Asked { .. } => self.unkept = was_unkept,
-            HostEvent::Started { rebooted, .. } => self.unstarted = Some(rebooted),
+            HostEvent::Started { .. } => self.is_unstarted = true,
             event => self.deferred.push(event),
         }
         Err(error)
@@ -263,14 +269,18 @@ impl Set {
             HostEffect::Write { version } => vec![self.write(tools, version)],
             HostEffect::Flip { version } => vec![self.flip(tools, version)],
             // What a loss of power would bring the host back to is not taken away.
-            HostEffect::Unlink { version } if self.unkept && self.keep(tools).is_err() => {
-                tools.notice("unlink", format!("{}@{version}", self.name), UNKEPT);
+            HostEffect::Unlink { version }
+                if self.unkept && self.kept.current() == Some(version) && self.keep(tools).is_err() =>
+            {
+                tools.notice("unlink", self.about(version), UNKEPT);
                 vec![]
             }
             HostEffect::Seal { version, .. } if self.unkept && self.keep(tools).is_err() => {
                 vec![HostEvent::NotGone { version, reason: UNKEPT.to_owned() }]
             }
-            HostEffect::Unlink { version } => self.unlink(tools, version).into_iter().collect(),
+            HostEffect::Unlink { version } => {
+                self.unlink(tools, version).then_some(HostEvent::Unlinked { version }).into_iter().collect()
+            }
             HostEffect::Seal { version, cleared, cleared_gaps, withdraw } => {
                 self.seal(tools, version, &cleared, &cleared_gaps, withdraw)
             }
@@ -342,11 +352,7 @@ impl Set {
                 }
                 HostEvent::Written { version }
             }
-            Err((code, message)) => {
-                // What was written of it does no harm, and is unlinked again.
-                let _ = self.unlink(tools, version);
-                HostEvent::WriteFailed { version, code, message }
-            }
+            Err((code, message)) => HostEvent::WriteFailed { version, code, message },
         }
     }
 
@@ -431,19 +437,24 @@ impl Set {
         self.record.ahead_ms_max = Some((version, known.map_or(ahead_ms, |(_, known)| known.min(ahead_ms))));
     }
 
-    /// None when it failed: it is tried again at the next start.
-    pub(crate) fn unlink(&mut self, tools: &mut Tools, version: Version) -> Option<HostEvent> {
-        let unlinked = self.dir.as_ref().map_or(Ok(()), |dir| dir.unlink(version));
+    /// Unlinks files and copy. Whether that worked; an operator is told if not, and it is tried again.
+    pub(crate) fn unlink(&mut self, tools: &mut Tools, version: Version) -> bool {
+        let about = self.about(version);
+        let unlinked = self.dir.as_ref().map_or(Ok(false), |dir| dir.unlink(version));
+        if !matches!(unlinked, Ok(false)) {
+            self.unlinked_in = Some(tools.looks);
+        }
         if let Err(error) = unlinked {
-            tools.notice("unlink", format!("{}@{version}", self.name), error.to_string());
-            return None;
+            tools.notice("unlink", about, error.to_string());
+            return false;
         }
         if let Err(error) = tools.copies.unlink(&self.name, version) {
-            tools.notice("unlink", format!("{}@{version}", self.name), error.to_string());
-            return None;
+            tools.notice("unlink", about, error.to_string());
+            return false;
         }
-        tools.unnotice("unlink", &format!("{}@{version}", self.name));
-        Some(HostEvent::Unlinked { version })
+        tools.unnotice("unlink", &about);
+        tools.unnotice("copy", &about);
+        true
     }
 
     /// Opens the set's directory, on a file system of its own where that works.
@@ -471,8 +482,8 @@ impl Set {
     }
 
     /// After a start: finds or makes again what should lie here, and tells the machine.
-    pub(crate) fn start(&mut self, tools: &mut Tools, rebooted: bool) -> Result<(), JournalError> {
-        self.unstarted = Some(rebooted);
+    pub(crate) fn start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
+        self.is_unstarted = true;
         let mut found = (None, BTreeSet::new());
         if !self.machine().known().is_empty() || self.policy.is_some() {
             match self.find(tools) {
@@ -485,11 +496,12 @@ impl Set {
             }
         }
         tools.unnotice("set", self.name.as_str());
-        self.unstarted = None;
+        self.is_unstarted = false;
         self.places_due = true;
         let (link, files) = found;
         self.resume_evidence(tools, link, &files);
-        self.give(tools, HostEvent::Started { rebooted, link, files })?;
+        let boot = BootId(tools.witness.boot_id.clone());
+        self.give(tools, HostEvent::Started { boot, link, files })?;
         self.watch_copies(tools);
         let rules = self.rules(tools);
         self.give(tools, HostEvent::Policy(rules))?;
@@ -531,7 +543,6 @@ impl Set {
     /// Watches again what lies here. Where nobody kept our group of opens, there was a time without marks.
     fn resume_evidence(&mut self, tools: &mut Tools, link: Option<Version>, files: &BTreeSet<Version>) {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
-        // Of this set: the host takes a boot for met only once all sets have come back from it.
         let rebooted = self.record.evidence.boot() != boot_id;
         let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
         if rebooted {
@@ -577,7 +588,9 @@ impl Set {
                         dir.stage(version, &set_files(&copy), policy, &mut mark)?;
                         found.present.insert(version);
                     }
-                    Err(error) => tools.notice("copy", self.name.as_str(), error.to_string()),
+                    Err(error) => {
+                        tools.notice("copy", format!("{}@{version}", self.name), error.to_string());
+                    }
                 }
             }
         }
@@ -603,7 +616,7 @@ impl Set {
             self.places_due = true;
             tools.changed = true;
         }
-        if self.unstarted.is_none() {
+        if !self.is_unstarted {
             let rules = self.rules(tools);
             self.give(tools, HostEvent::Policy(rules))?;
         }
@@ -637,12 +650,12 @@ impl Set {
 
     /// When an agreed flip is due, once it could be carried out.
     pub(crate) fn next_due(&self) -> Option<Millis> {
-        self.machine().next_due().filter(|_| self.unstarted.is_none())
+        self.machine().next_due().filter(|_| !self.is_unstarted)
     }
 
     /// Whether something has to be tried again until it works.
     pub(crate) const fn is_behind(&self) -> bool {
-        self.unkept || self.unstarted.is_some() || !self.deferred.is_empty()
+        self.unkept || self.is_unstarted || !self.deferred.is_empty()
     }
 
     /// Whether consumers have to be looked at: somebody whom we could see could hold a version that is not the current

@@ -19,7 +19,7 @@ use crate::set::Set;
 use crate::witness::{View, Witness};
 
 /// What happened and was put right by itself: it is told until somebody has heard of it.
-const TOLD_FOR_SURE: [&str; 2] = ["drift", "exact_ended"];
+const TOLD_FOR_SURE: [&str; 3] = ["copy", "drift", "exact_ended"];
 
 /// After an agreed instant nothing is begun that could wait: many hosts share the instant, and often a machine.
 const REST: Duration = Duration::from_millis(20);
@@ -45,6 +45,8 @@ pub(crate) struct Tools {
     pub(crate) witness: Witness,
     /// All processes at the last look.
     pub(crate) view: View,
+    /// How many looks there were.
+    pub(crate) looks: u64,
     /// A seal, or what was done before it, wants a fresh look at processes.
     pub(crate) recheck: bool,
     /// Until when nothing is begun after an agreed instant.
@@ -79,6 +81,7 @@ impl Tools {
             tasks,
             witness,
             view: View::default(),
+            looks: 0,
             recheck: false,
             resting: Instant::now(),
             mounts: BTreeMap::new(),

@@ -208,18 +208,18 @@ impl Disk {
         }
     }
 
-    /// Removes a directory of files and links, if it is there. One level: a version has no more.
-    pub(crate) fn remove_dir(&self, dir: &Dir, name: &str) -> Result<(), SetError> {
+    /// Removes a directory of files and links, and says whether it was there. One level: a version has no more.
+    pub(crate) fn remove_dir(&self, dir: &Dir, name: &str) -> Result<bool, SetError> {
         match self.entry(dir, name)? {
-            None => return Ok(()),
+            None => return Ok(false),
             Some((Entry::Directory, _)) => {}
-            Some(_) => return self.unlink(dir, name).map(drop),
+            Some(_) => return self.unlink(dir, name),
         }
         let inner = self.open_dir(dir, name)?;
         for file in self.names(&inner)? {
             self.unlink(&inner, &file)?;
         }
-        self.remove(dir, name, AtFlags::REMOVEDIR, "remove_dir").map(drop)
+        self.remove(dir, name, AtFlags::REMOVEDIR, "remove_dir")
     }
 
     /// What lies at a name, not following a link.

@@ -240,20 +240,21 @@ impl SetDir {
         Ok(())
     }
 
-    /// Removes a version that is not current. Nothing to do when it is not here.
-    pub fn unlink(&self, version: Version) -> Result<(), SetError> {
+    /// Removes a version that is not current, and says whether anything of it was here.
+    pub fn unlink(&self, version: Version) -> Result<bool, SetError> {
         if self.current()? == Some(version) {
             return Err(SetError::Current(version));
         }
         let name = name_of(version);
         let leaving = format!("{GONE}{name}");
-        self.disk.remove_dir(&self.dir, &leaving)?;
-        self.disk.remove_dir(&self.dir, &format!("{NEW}{name}"))?;
+        let mut was_here = self.disk.remove_dir(&self.dir, &leaving)?;
+        was_here |= self.disk.remove_dir(&self.dir, &format!("{NEW}{name}"))?;
         if self.disk.entry(&self.dir, &name)?.is_some() {
             self.disk.rename(&self.dir, &name, &leaving)?;
-            self.disk.remove_dir(&self.dir, &leaving)?;
+            was_here |= self.disk.remove_dir(&self.dir, &leaving)?;
         }
-        self.disk.sync(self.dir.fd.as_fd(), &self.dir.path)
+        self.disk.sync(self.dir.fd.as_fd(), &self.dir.path)?;
+        Ok(was_here)
     }
 
     /// Reads a version back.

@@ -16,7 +16,8 @@ use lifecycle::credential::{Authority, Overlap};
 use lifecycle::host::{self, By, Digest, HostEffect, HostEvent, HostInput, Life, Rules, SetState};
 use lifecycle::report::Holder;
 use lifecycle::{
-    ConsumerName, CredentialName, EffectId, Evidence, Flipped, HolderId, Millis, SetName, SetReport, Version,
+    BootId, ConsumerName, CredentialName, EffectId, Evidence, Flipped, HolderId, Millis, SetName, SetReport,
+    Version,
 };
 use protocol::order::{self, Body};
 use protocol::report::{Notice, Outcome, Receipt, Report};
@@ -381,7 +382,10 @@ impl FakeHost {
     fn know(&mut self, set: &SetName) {
         if !self.sets.contains_key(set) {
             self.sets.insert(set.clone(), SetState::default());
-            self.give(set, HostEvent::Started { rebooted: false, link: None, files: BTreeSet::new() });
+            self.give(
+                set,
+                HostEvent::Started { boot: BootId::default(), link: None, files: BTreeSet::new() },
+            );
             let consumers = BTreeMap::from([(app(), By::Permit)]);
             self.give(set, HostEvent::Policy(Some(Rules { consumers })));
         }

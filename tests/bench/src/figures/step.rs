@@ -9,7 +9,9 @@ use lifecycle::credential::{
 };
 use lifecycle::host::{self, By, Digest, HostEffect, HostEvent, HostInput, Life, Rules, SetState};
 use lifecycle::report::Holder;
-use lifecycle::{ConsumerName, EffectId, Evidence, HolderId, Millis, Order, SetReport, TargetId, Version};
+use lifecycle::{
+    BootId, ConsumerName, EffectId, Evidence, HolderId, Millis, Order, SetReport, TargetId, Version,
+};
 
 use crate::desk::{EPOCH, version};
 use crate::figure::Figure;
@@ -209,7 +211,7 @@ impl Host {
         if !std::mem::replace(&mut self.known, true) {
             let consumers = names().map(|name| (name, By::Permit)).collect();
             events.push(HostEvent::Policy(Some(Rules { consumers })));
-            events.push(HostEvent::Started { rebooted: false, link: None, files: BTreeSet::new() });
+            events.push(HostEvent::Started { boot: BootId::default(), link: None, files: BTreeSet::new() });
         }
         while let Some(event) = events.pop() {
             let (state, effects) =

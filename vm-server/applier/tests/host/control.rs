@@ -239,6 +239,17 @@ impl Host {
         [&std::fs::read(self.journal()).unwrap(), length.as_slice(), &sum.as_ref()[..8], &payload].concat()
     }
 
+    /// As if the machine had been booted lately, and of another set it could not be looked at yet what lies there.
+    pub(crate) fn leave_another_set_behind(&self) {
+        let mut record = self.records()["set"].clone();
+        let [name, set] = record["set"].as_array_mut().unwrap().as_mut_slice() else { panic!("{record}") };
+        *name = "other".into();
+        set["machine"]["boot"] = "of-the-boot-before".into();
+        set["evidence"]["boot"] = "of-the-boot-before".into();
+        std::fs::write(self.journal(), self.journal_with(&record)).unwrap();
+        std::fs::write(self.root().join("run/sets/other"), "in the way").unwrap();
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.applier.as_ref().unwrap().id()
     }

@@ -269,14 +269,8 @@ fn without_room_for_what_is_current_nothing_is_unlinked() {
     host.order(6, seal(1));
     host.order(6, arm(2, 3_000));
     disk.fill();
-    // What little room is left in the last page is used up first.
-    let refused = (1..60).find(|question| host.ask(*question).sets[&host.set()].answers < *question);
-    assert!(refused.is_some());
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while host.current("password") != Some(crate::control::secret(2)) {
-        assert!(std::time::Instant::now() < deadline, "it does not flip");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    use_up(&mut host);
+    wait_for_two(&host);
     // Long enough for several looks.
     let flipped = UnixMillis::now().0;
     while UnixMillis::now().0 < flipped + 700 {
@@ -286,6 +280,7 @@ fn without_room_for_what_is_current_nothing_is_unlinked() {
     host.kill();
     std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
     host.start();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
     while host.current("password") != Some(crate::control::secret(1)) {
         assert!(std::time::Instant::now() < deadline, "the set does not come back");
         std::thread::sleep(std::time::Duration::from_millis(5));
@@ -299,6 +294,82 @@ fn without_room_for_what_is_current_nothing_is_unlinked() {
         report.current == Some(v(2)) && !report.present.contains_key(&v(1))
     });
     host.kill();
+}
+
+/// Where nothing can be written down it still makes again what a boot has taken, and says so once it can.
+#[test]
+fn a_start_without_room_for_the_journal_has_a_whole_working_set() {
+    let root = rustix::process::geteuid().is_root();
+    if !tests_needs::is_there(root, "a start without room for the journal: mounting needs root") {
+        return;
+    }
+    let mut host = on_one();
+    let disk = SmallDisk::under(&mut host);
+    host.kill();
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    disk.fill();
+    host.up();
+    assert_eq!(host.current("password"), Some(crate::control::secret(1)));
+    assert!(!host.journal().with_extension("new").exists());
+    assert!(!host.has_ended());
+    host.report = None;
+    disk.empty();
+    let report = host.until_report("a report", |_| true);
+    assert_eq!(report.sets[&host.set()].current, Some(v(1)));
+    host.order(6, stage(2));
+    host.order(6, activate(2));
+    assert_eq!(host.current("password"), Some(crate::control::secret(2)));
+    host.kill();
+}
+
+/// A copy that the journal knows nothing of would not be read back by a seal.
+#[test]
+fn no_copy_is_written_that_the_journal_does_not_have() {
+    let root = rustix::process::geteuid().is_root();
+    if !tests_needs::is_there(root, "a copy without room in the journal: mounting needs root") {
+        return;
+    }
+    let mut host = Host::new(&POLICY.replace("\"link\"", "\"copy\""));
+    host.up();
+    host.roll_out(5, 1);
+    let disk = SmallDisk::under(&mut host);
+    host.order(6, stage(2));
+    host.order(6, arm(2, 3_000));
+    disk.fill();
+    use_up(&mut host);
+    wait_for_two(&host);
+    let (copy, beside) = (host.app_dir().join("password"), host.app_dir().join("beside"));
+    let flipped = UnixMillis::now().0;
+    while UnixMillis::now().0 < flipped + 700 {
+        // The directory of the place is looked at again each time.
+        std::fs::write(&beside, "").unwrap();
+        host.ask(60);
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), crate::control::secret(1));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    disk.empty();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while std::fs::read_to_string(&copy).unwrap() != crate::control::secret(2) {
+        assert!(std::time::Instant::now() < deadline, "the copy stays as it is");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    host.kill();
+}
+
+/// What little room is left in the last page is used up first.
+#[track_caller]
+fn use_up(host: &mut Host) {
+    let refused = (1..60).find(|question| host.ask(*question).sets[&host.set()].answers < *question);
+    assert!(refused.is_some());
+}
+
+#[track_caller]
+fn wait_for_two(host: &Host) {
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while host.current("password") != Some(crate::control::secret(2)) {
+        assert!(std::time::Instant::now() < deadline, "it does not flip");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 /// A small file system for the applier's state, as long as it is needed.

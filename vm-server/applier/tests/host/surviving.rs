@@ -29,6 +29,20 @@ fn an_instant_that_passed_while_we_were_away_is_met_when_told() {
     assert_eq!(host.current("password"), Some(secret(2)));
 }
 
+/// A boot is over for each set once that one has come back from it.
+#[test]
+fn an_agreement_survives_our_restart_also_while_another_set_has_not_come_back_from_a_boot() {
+    let (mut host, _app) = on_one(r#"adopt = "restart""#, "");
+    host.order(2, stage(2));
+    host.order(2, arm(2, 30_000));
+    host.kill();
+    host.leave_another_set_behind();
+    host.up();
+    let report = host.ask(1);
+    assert!(report.notices.iter().any(|notice| notice.message.contains("other")), "{report:#?}");
+    assert_eq!(report.sets[&host.set()].armed, Some(v(2)));
+}
+
 /// What comes of a flip that was agreed upon is written down a moment after it.
 #[test]
 fn killed_right_after_an_agreed_flip_it_knows_what_readers_find() {
@@ -68,6 +82,28 @@ fn sets_come_back_after_a_boot_without_the_control_plane() {
     assert_eq!((report.current, report.present.len()), (Some(v(1)), 2));
     host.order(2, activate(2));
     assert_eq!(host.current("password"), Some(secret(2)));
+}
+
+#[test]
+fn nothing_is_left_of_a_copy_that_cannot_be_read() {
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.order(2, stage(2));
+    host.kill();
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    let copy = host.root().join("state/applier/copies/db@1.2");
+    let mut content = std::fs::read(&copy).unwrap();
+    content[20] ^= 1;
+    std::fs::write(&copy, content).unwrap();
+    host.up();
+    let report = host.ask(1);
+    assert!(report.notices.iter().any(|notice| notice.code == "copy"), "{report:#?}");
+    let db = &report.sets[&host.set()];
+    assert_eq!((db.current, db.present.contains_key(&v(2))), (Some(v(1)), false));
+    assert!(!copy.exists());
+    // It can be staged again.
+    host.roll_out(3, 2);
 }
 
 #[test]
