@@ -145,12 +145,8 @@ impl Applier {
             policy_due: None,
             places_due: None,
         };
-        // Nothing follows from what an earlier life left before it was written anew: until then nothing can be kept.
-        if applier.tools.journal.wants_compaction()
-            && let Err(error) = applier.compact()
-        {
-            applier.tools.notice("journal", "host", error.to_string());
-        }
+        // With it all that an earlier life left is written anew: nothing follows from it before.
+        applier.reserve_numbers();
         applier.start_sets();
         Ok(applier)
     }

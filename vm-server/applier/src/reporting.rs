@@ -85,15 +85,7 @@ impl Applier {
     fn next_number(&mut self) -> Option<u64> {
         // Early, so that a journal without room for a while keeps no report from being made.
         if self.next_sequence + NUMBERS_RESERVED / 2 >= self.host.reports_below {
-            let before = self.host.reports_below;
-            self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
-            match self.keep_host() {
-                Ok(()) => self.tools.unnotice("journal", "host"),
-                Err(error) => {
-                    self.host.reports_below = before;
-                    self.tools.notice("journal", "host", error.to_string());
-                }
-            }
+            self.reserve_numbers();
         }
         if self.next_sequence >= self.host.reports_below {
             return None;
@@ -101,6 +93,19 @@ impl Applier {
         let number = self.next_sequence;
         self.next_sequence += 1;
         Some(number)
+    }
+
+    /// Has the journal know that numbers up to a limit may have been used.
+    pub(crate) fn reserve_numbers(&mut self) {
+        let before = self.host.reports_below;
+        self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
+        match self.keep_host() {
+            Ok(()) => self.tools.unnotice("journal", "host"),
+            Err(error) => {
+                self.host.reports_below = before;
+                self.tools.notice("journal", "host", error.to_string());
+            }
+        }
     }
 
     fn set_report(&mut self, name: &SetName, sequence: u64) -> Option<SetReport> {
