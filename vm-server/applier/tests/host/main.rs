@@ -17,3 +17,4 @@ mod speaking;
 mod staging;
 mod superseded;
 mod surviving;
+mod without_room;

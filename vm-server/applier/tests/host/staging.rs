@@ -13,7 +13,7 @@ use crate::application::Application;
 use crate::control::{Host, PATIENCE, activate, arm, secret, stage, v};
 
 /// A command that a policy may name.
-fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub(crate) fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -21,7 +21,7 @@ fn script(dir: &Path, name: &str, text: &str) -> PathBuf {
 }
 
 /// As a policy names it. Only whoever runs the tests may enter their directories.
-fn command(script: &Path) -> String {
+pub(crate) fn command(script: &Path) -> String {
     let user = std::process::Command::new("id").arg("-un").output().unwrap();
     let user = String::from_utf8(user.stdout).unwrap();
     format!(r#"{{ command = ["{}"], user = "{}" }}"#, script.display(), user.trim())
