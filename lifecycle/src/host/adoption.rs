@@ -291,8 +291,8 @@ impl Machine {
     }
 
     pub(super) fn started(&mut self, boot: BootId, link: Option<Version>, files: &BTreeSet<Version>) {
-        let rebooted = self.state.boot.as_ref().is_some_and(|before| *before != boot);
-        self.state.boot = Some(boot);
+        let rebooted = self.state.boot != boot;
+        self.state.boot = boot;
         self.find_files(files);
         if rebooted {
             // The agreed instant was on the clock of another boot.

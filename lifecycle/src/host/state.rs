@@ -15,7 +15,7 @@ use crate::versions::Versions;
 pub struct SetState {
     /// The newest boot that the set has come back from.
     #[serde(default)]
-    pub(super) boot: Option<BootId>,
+    pub(super) boot: BootId,
     /// The newest epoch that is obeyed.
     pub(super) epoch: Option<Epoch>,
     /// The newest question seen, of that epoch.

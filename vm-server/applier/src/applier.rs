@@ -153,17 +153,6 @@ impl Applier {
 
     fn start_sets(&mut self) {
         self.sets.retain(|_, set| !set.is_empty());
-        for name in self.policy.sets.keys() {
-            if !self.sets.contains_key(name) {
-                self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
-            }
-        }
-        for (name, set) in &mut self.sets {
-            set.policy = self.policy.set(name).cloned();
-            if let Err(error) = set.start(&mut self.tools) {
-                self.tools.notice("journal", name.as_str(), error.to_string());
-            }
-        }
         self.tell_policy();
         self.observe();
         self.look_again();
@@ -174,7 +163,9 @@ impl Applier {
         if self.tools.journal.wants_compaction() {
             return self.compact();
         }
-        self.tools.journal.append_result(RecordRef::Host(&self.host).to_bytes())
+        self.tools.journal.append_result(RecordRef::Host(&self.host).to_bytes())?;
+        self.tools.unnotice("journal", "host");
+        Ok(())
     }
 
     fn compact(&mut self) -> Result<(), JournalError> {
@@ -400,7 +391,7 @@ impl Applier {
         }
         let names: Vec<SetName> = self.sets.keys().cloned().collect();
         for name in names {
-            let Some(set) = self.sets.get_mut(&name) else { continue };
+            let Some(set) = self.sets.get_mut(&name).filter(|set| set.is_looked_at) else { continue };
             let Some(every) = set.policy.as_ref().map(|policy| Duration::from_millis(policy.refresh_ms))
             else {
                 continue;
@@ -454,8 +445,10 @@ impl Applier {
                 self.sets.insert(name.clone(), Set::fresh(name.clone(), &self.tools));
             }
         }
-        for (name, set) in &mut self.sets {
-            if let Err(error) = set.policy(&mut self.tools, self.policy.set(name).cloned()) {
+        let names: Vec<SetName> = self.sets.keys().cloned().collect();
+        for name in names {
+            let policy = self.policy.set(&name).cloned();
+            if let Some(Err(error)) = self.with_set(&name, |set, tools| set.policy(tools, policy)) {
                 self.tools.notice("journal", name.as_str(), error.to_string());
             }
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use holders::Look;
 use lifecycle::host::HostEvent;
 use lifecycle::{ConsumerName, Evidence, SetName};
 use protocol::UnixMillis;
@@ -99,7 +100,6 @@ impl Applier {
         if let Some(turned) = self.sets.values().map(|set| set.record.evidence.turned()).max() {
             clock::pass(turned);
         }
-        self.tools.looks += 1;
         let (look, table) = self.tools.witness.look();
         if let Some(ended) = self.tools.witness.exact_has_ended() {
             let message = format!("openers have not been held since {} (milliseconds since 1970)", ended.0);
@@ -120,7 +120,12 @@ impl Applier {
             rules.main_pids = self.tools.view.main_pids(&set.name);
             let scene = self.tools.view.scene(&rules);
             let evidence = &mut set.record.evidence;
-            let mut changed = evidence.observe(&look, &scene);
+            let mut changed = if set.is_unstarted {
+                // What lies there may not be watched yet: whoever reads it is not seen.
+                evidence.observe(&Look { drained: false, ..look.clone() }, &scene)
+            } else {
+                evidence.observe(&look, &scene)
+            };
             for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
                 let Some(seen) = looks.get(&(set.name.clone(), consumer.name.clone())) else { continue };
                 let unit = consumer.unit().map(host_policy::UnitName::as_str);

@@ -96,15 +96,17 @@ impl Applier {
             }
         }
         let names: Vec<SetName> = self.sets.keys().cloned().collect();
+        let mut failed = None;
         for name in names {
             let question = ask.questions.get(&name).copied().unwrap_or(0);
-            let answered = self.give(&name, HostEvent::Asked { epoch, question });
-            if let Err(error) = answered {
-                return refused("not_kept", error.to_string());
-            }
+            // A set that cannot answer keeps no other from it: the report says what each has answered.
+            failed = self.give(&name, HostEvent::Asked { epoch, question }).err().or(failed);
         }
         self.observe();
-        Outcome::Accepted { again: false }
+        match failed {
+            None => Outcome::Accepted { again: false },
+            Some(error) => refused("not_kept", error.to_string()),
+        }
     }
 
     /// Obeys a newer epoch for all sets; refuses an older one and a stranger.

@@ -99,12 +99,9 @@ impl Applier {
     pub(crate) fn reserve_numbers(&mut self) {
         let before = self.host.reports_below;
         self.host.reports_below = self.next_sequence + NUMBERS_RESERVED;
-        match self.keep_host() {
-            Ok(()) => self.tools.unnotice("journal", "host"),
-            Err(error) => {
-                self.host.reports_below = before;
-                self.tools.notice("journal", "host", error.to_string());
-            }
+        if let Err(error) = self.keep_host() {
+            self.host.reports_below = before;
+            self.tools.notice("journal", "host", error.to_string());
         }
     }
 
@@ -203,6 +200,10 @@ impl Applier {
             }
         };
         if due {
+            if !self.tools.changed {
+                // Who ended meanwhile is told of by nobody.
+                self.observe();
+            }
             match self.report(Vec::new()) {
                 Some(frame) => self.hand_over(frame),
                 None => self.next_report = now + UNNUMBERED,
@@ -262,11 +263,15 @@ impl Applier {
             sent.acknowledged = sent.digest == ack.report;
         }
         if ack.sequence > self.host.acknowledged_sequence && ack.sequence < self.next_sequence {
+            let before = (self.host.acknowledged.replace(frame.clone()), self.host.acknowledged_sequence);
             self.host.acknowledged_sequence = ack.sequence;
-            self.tools.heard(ack.sequence);
-            self.host.acknowledged = Some(frame.clone());
-            if let Err(error) = self.keep_host() {
-                self.tools.notice("journal", "host", error.to_string());
+            match self.keep_host() {
+                Ok(()) => self.tools.heard(ack.sequence),
+                Err(error) => {
+                    // No report shows what a next life of ours would not know of.
+                    (self.host.acknowledged, self.host.acknowledged_sequence) = before;
+                    self.tools.notice("journal", "host", error.to_string());
+                }
             }
         }
         for (name, dead) in ack.dead {

@@ -5,34 +5,29 @@
 //! truth, and nothing of it is reported before the journal has it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use holders::ProcessId;
-use host_policy::{Access, Adopt, SetPolicy};
+use host_policy::{Adopt, SetPolicy};
 use lifecycle::host::{self, Answer, By, HostEffect, HostEvent, HostInput, Rules, SetState};
-use lifecycle::{BootId, ConsumerName, Evidence, Flipped, Millis, SetName, Version};
+use lifecycle::{ConsumerName, Evidence, Flipped, Millis, SetName, Version};
 use protocol::UnixMillis;
 use protocol::seal::StagedSet;
-use sets::{SetDir, SetError, SetFile, mount};
-use units::{LifeId, UnitError};
+use sets::{SetDir, SetError, SetFile};
+use units::LifeId;
 use zeroize::Zeroizing;
 
 use crate::consumers::{Wanted, life_of};
-use crate::copies::CopyError;
 use crate::journal::JournalError;
-use crate::record::{KeptAccess, SetRecord};
+use crate::record::SetRecord;
 use crate::tools::Tools;
 use crate::witness::Pins;
 
 /// How long PID 1 may take over a question. Most are answered in a moment.
 pub(crate) const ASK_MAX: Duration = Duration::from_secs(5);
-/// How long it may take over a mount.
-const MOUNT_MAX: Duration = Duration::from_secs(30);
 /// Why nothing is unlinked.
 const UNKEPT: &str = "the journal does not have yet what is current";
-/// The end of a validation command whose own limit did not end it.
-const VALIDATE_MAX: Duration = Duration::from_millis(host_policy::defaults::SPAN_MS_MAX);
 
 /// One set on this host.
 pub(crate) struct Set {
@@ -53,14 +48,18 @@ pub(crate) struct Set {
     pub(crate) kept: SetState,
     /// Events that could not be journalled, and so have not happened yet.
     deferred: Vec<HostEvent>,
-    /// What lies here could not be looked at yet since our start, or the machine could not be told of it.
+    /// What lies here was not looked at yet in this life of ours, or the machine could not be told of it.
     pub(crate) is_unstarted: bool,
     /// Whether the record differs from what the journal has: writing it failed, or is put off for a moment.
     pub(crate) unkept: bool,
     /// Whether an agreed instant has come and is being met.
     at_instant: bool,
-    /// The number of the last look before files were unlinked: who opened them until then is seen by the next.
-    pub(crate) unlinked_in: Option<u64>,
+    /// When files of versions were last unlinked: who opened them until then is seen by a look that began later.
+    pub(crate) unlinked: BTreeMap<Version, Millis>,
+    /// Its evidence goes on from where an earlier life left it.
+    pub(crate) is_looked_at: bool,
+    /// Which places may hold which versions, by the journal.
+    pub(crate) kept_places: BTreeMap<PathBuf, BTreeSet<Version>>,
 }
 
 impl Set {
@@ -69,8 +68,10 @@ impl Set {
             name,
             kept: record.machine.clone(),
             deferred: Vec::new(),
-            is_unstarted: false,
-            unlinked_in: None,
+            is_unstarted: true,
+            unlinked: BTreeMap::new(),
+            is_looked_at: false,
+            kept_places: record.places.clone(),
             record,
             policy: None,
             dir: None,
@@ -120,6 +121,11 @@ impl Set {
             if self.is_unstarted {
                 return Err(JournalError::Unready(self.name.clone()));
             }
+            if matches!(event, HostEvent::Recheck) {
+                // What was looked at was not this set yet.
+                tools.recheck = true;
+                return Ok(None);
+            }
         }
         if !matches!(event, HostEvent::Order { .. } | HostEvent::Asked { .. } | HostEvent::Tick) {
             let mut deferred = std::mem::take(&mut self.deferred).into_iter();
@@ -146,7 +152,7 @@ impl Set {
 
     /// Has the places show what is current, if they have to be looked at.
     pub(crate) fn show_in_places(&mut self, tools: &mut Tools) {
-        if !self.is_unstarted && self.places_due {
+        if self.is_looked_at && self.places_due {
             self.put_places_right(tools);
         }
     }
@@ -224,6 +230,8 @@ impl Set {
         match event {
             HostEvent::Order { .. } | HostEvent::Asked { .. } => self.unkept = was_unkept,
             HostEvent::Started { .. } => self.is_unstarted = true,
+            // Comes again with the next look.
+            HostEvent::Recheck => {}
             event => self.deferred.push(event),
         }
         Err(error)
@@ -236,6 +244,7 @@ impl Set {
         match &kept {
             Ok(()) => {
                 self.kept.clone_from(&self.record.machine);
+                self.kept_places.clone_from(&self.record.places);
                 tools.unnotice("journal", self.name.as_str());
             }
             Err(error) => tools.notice("journal", self.name.as_str(), error.to_string()),
@@ -258,6 +267,7 @@ impl Set {
                 self.record.evidence.forget(*version);
                 self.record.digests.remove(version);
                 self.sought.remove(version);
+                self.unlinked.remove(version);
                 self.pins.forget(*version);
             }
             _ => {}
@@ -336,74 +346,6 @@ impl Set {
         self.give(tools, HostEvent::Appeared { consumer, life: life_of(life), on_another })
     }
 
-    fn write(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
-        let Some((_, files)) = self.incoming.take().filter(|(incoming, _)| *incoming == version) else {
-            let message = "the files did not come with the order".to_owned();
-            return HostEvent::WriteFailed { version, code: "no_files".to_owned(), message };
-        };
-        match self.try_write(tools, version, &files) {
-            Ok(()) => {
-                self.record.digests.insert(version, files.digests());
-                if let Some(policy) = &self.policy {
-                    let kept = files.files().keys().map(|name| {
-                        (name.as_str().to_owned(), KeptAccess::from(policy.access_of(name.as_str())))
-                    });
-                    self.record.access.extend(kept);
-                }
-                HostEvent::Written { version }
-            }
-            Err((code, message)) => HostEvent::WriteFailed { version, code, message },
-        }
-    }
-
-    fn try_write(
-        &mut self,
-        tools: &mut Tools,
-        version: Version,
-        files: &StagedSet,
-    ) -> Result<(), (String, String)> {
-        let set_failed = |error: SetError| (error.code().to_owned(), error.to_string());
-        let policy = self.policy.clone().ok_or(("not_in_policy".to_owned(), "no such set".to_owned()))?;
-        let missing =
-            policy.places.iter().find(|place| !files.files().keys().any(|name| name.as_str() == place.file));
-        if let Some(place) = missing {
-            let message =
-                format!("the set has no file {:?}, which {} asks for", place.file, place.path.display());
-            return Err(("no_such_file".to_owned(), message));
-        }
-        check_units(tools, &policy)?;
-        self.open_dir(tools).map_err(set_failed)?;
-        let copied = tools.copies.write(&self.name, version, files);
-        copied.map_err(|error: CopyError| ("copy_failed".to_owned(), error.to_string()))?;
-        let Some(dir) = &self.dir else { return Err(("write_failed".to_owned(), "no directory".to_owned())) };
-        let evidence = &mut self.record.evidence;
-        let mut mark = tools.witness.marker(evidence, &mut self.pins, version, &policy);
-        dir.stage(version, &set_files(files), &policy, &mut mark).map_err(set_failed)?;
-        drop(mark);
-        self.validate(tools, version, &policy)
-    }
-
-    /// Asks the policy's command whether the version is any good, before it may become current.
-    fn validate(
-        &self,
-        tools: &mut Tools,
-        version: Version,
-        policy: &SetPolicy,
-    ) -> Result<(), (String, String)> {
-        let (Some(command), Some(dir)) = (&policy.validate, &self.dir) else { return Ok(()) };
-        let code = "not_valid".to_owned();
-        dir.show(version).map_err(|error| (code.clone(), error.to_string()))?;
-        let path = dir.path().join(version_dir(version));
-        let (supervisor, command) = (Arc::clone(tools.tasks.supervisor()), command.clone());
-        let validated = tools.wait(VALIDATE_MAX, async move { supervisor.validate(&command, &path).await });
-        match validated {
-            Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(why))) => Err((code, format!("the validation command said no: {why}"))),
-            Some(Err(error)) => Err((code, error.to_string())),
-            None => Err((code, "the validation command did not end".to_owned())),
-        }
-    }
-
     fn flip(&mut self, tools: &mut Tools, version: Version) -> HostEvent {
         let flipped = match &self.dir {
             Some(dir) => dir.flip(version),
@@ -442,7 +384,7 @@ impl Set {
         let about = self.about(version);
         let unlinked = self.dir.as_ref().map_or(Ok(false), |dir| dir.unlink(version));
         if !matches!(unlinked, Ok(false)) {
-            self.unlinked_in = Some(tools.looks);
+            self.unlinked.insert(version, crate::clock::boot());
         }
         if let Err(error) = unlinked {
             tools.notice("unlink", about, error.to_string());
@@ -457,153 +399,6 @@ impl Set {
         true
     }
 
-    /// Opens the set's directory, on a file system of its own where that works.
-    pub(crate) fn open_dir(&mut self, tools: &mut Tools) -> Result<(), SetError> {
-        if self.dir.is_some() {
-            return Ok(());
-        }
-        let sets_dir = tools.daemon.sets_dir();
-        let supervisor = tools.tasks.supervisor().clone();
-        let mode = tools.daemon.mount;
-        let (at, name) = (sets_dir.clone(), self.name.clone());
-        let mounted = async move { mount::prepare(&at, &name, mode, supervisor.systemd()).await };
-        let mounted = tools.wait(MOUNT_MAX, mounted).ok_or_else(|| SetError::Io {
-            doing: "mount",
-            path: sets_dir.join(self.name.as_str()),
-            source: std::io::ErrorKind::TimedOut.into(),
-        })??;
-        tools.mounts.insert(self.name.clone(), mounted);
-        let dir = SetDir::open(&sets_dir, &self.name, tools.disk.clone())?;
-        if dir.inodes()?.is_some() {
-            self.pins.own_device = rustix::fs::stat(dir.path()).ok().map(|stat| stat.st_dev);
-        }
-        self.dir = Some(dir);
-        Ok(())
-    }
-
-    /// After a start: finds or makes again what should lie here, and tells the machine.
-    pub(crate) fn start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
-        self.is_unstarted = true;
-        let mut found = (None, BTreeSet::new());
-        if !self.machine().known().is_empty() || self.policy.is_some() {
-            match self.find(tools) {
-                Ok(all) => found = all,
-                // Not knowing is not the same as finding nothing: it is tried again, and nothing is done before.
-                Err(error) => {
-                    tools.notice("set", self.name.as_str(), error.to_string());
-                    return Ok(());
-                }
-            }
-        }
-        tools.unnotice("set", self.name.as_str());
-        self.is_unstarted = false;
-        self.places_due = true;
-        let (link, files) = found;
-        self.resume_evidence(tools, link, &files);
-        let boot = BootId(tools.witness.boot_id.clone());
-        self.give(tools, HostEvent::Started { boot, link, files })?;
-        self.watch_copies(tools);
-        let rules = self.rules(tools);
-        self.give(tools, HostEvent::Policy(rules))?;
-        Ok(())
-    }
-
-    /// Has the readers of all that lies here held, once that is possible again.
-    pub(crate) fn watch_again(&mut self, tools: &Tools) {
-        let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
-        let Some(dir) = &self.dir else { return };
-        for version in self.record.machine.present() {
-            let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, version, &policy);
-            if let Err(error) = dir.mark_again(version, &mut mark) {
-                tracing::warn!(set = %self.name, %error, "failed to watch a version again");
-            }
-        }
-        if let Some(current) = self.machine().current() {
-            let evidence = &mut self.record.evidence;
-            // Those that are known are marked, and there are no others.
-            tools.witness.watch_copies(evidence, &mut self.pins, current, &policy);
-        }
-    }
-
-    /// A copy outlives a boot, and an applier whose group nobody kept: it may have been read unseen.
-    fn watch_copies(&mut self, tools: &mut Tools) {
-        let (Some(policy), Some(current)) = (self.policy.clone(), self.machine().current()) else { return };
-        let evidence = &mut self.record.evidence;
-        let unwatched = tools.witness.watch_copies(evidence, &mut self.pins, current, &policy);
-        if evidence.kind() != Evidence::Kernel || unwatched.is_empty() {
-            return;
-        }
-        let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
-        tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
-        let scene = tools.view.scene(&rules);
-        self.record.evidence.blind(unwatched, "a copy lay there while nobody watched it", &scene);
-        let _ = self.keep(tools);
-    }
-
-    /// Watches again what lies here. Where nobody kept our group of opens, there was a time without marks.
-    fn resume_evidence(&mut self, tools: &mut Tools, link: Option<Version>, files: &BTreeSet<Version>) {
-        let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
-        let rebooted = self.record.evidence.boot() != boot_id;
-        let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
-        if rebooted {
-            self.record.removed.clear();
-        }
-        self.record.evidence.resume(&boot_id, kind, tools.witness.why(), crate::clock::boot());
-        if let (Some(policy), Some(dir)) = (self.policy.clone(), &self.dir) {
-            for version in files {
-                let mut mark =
-                    tools.witness.marker(&mut self.record.evidence, &mut self.pins, *version, &policy);
-                if let Err(error) = dir.mark_again(*version, &mut mark) {
-                    tracing::warn!(set = %self.name, %error, "failed to watch a version again");
-                }
-            }
-        }
-        self.record.evidence.current(link, crate::clock::boot());
-        let why = match (tools.witness.kept, tools.witness.interrupted) {
-            (true, false) => return,
-            (true, true) => "the applier was killed while it took over what the kernel had seen",
-            (false, _) => "the applier was restarted and nobody kept its group of opens",
-        };
-        if was_kernel && kind == Evidence::Kernel {
-            let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
-            tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
-            let scene = tools.view.scene(&rules);
-            self.record.evidence.blind(files.clone(), why, &scene);
-        }
-    }
-
-    fn find(&mut self, tools: &mut Tools) -> Result<(Option<Version>, BTreeSet<Version>), SetError> {
-        self.open_dir(tools)?;
-        let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
-        let mut found = dir.recover()?;
-        // A set that policy dropped is still served, as it was.
-        let policy = self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record));
-        for version in self.record.machine.present() {
-            if !found.present.contains(&version) {
-                let policy = &policy;
-                match tools.copies.read(&self.name, version) {
-                    Ok(copy) => {
-                        let evidence = &mut self.record.evidence;
-                        let mut mark = tools.witness.marker(evidence, &mut self.pins, version, policy);
-                        dir.stage(version, &set_files(&copy), policy, &mut mark)?;
-                        found.present.insert(version);
-                    }
-                    Err(error) => {
-                        tools.notice("copy", format!("{}@{version}", self.name), error.to_string());
-                    }
-                }
-            }
-        }
-        if let (None, Some(pointer)) = (found.current, self.record.machine.current())
-            && found.present.contains(&pointer)
-        {
-            dir.flip(pointer)?;
-            self.record.evidence.current(Some(pointer), crate::clock::boot());
-            found.current = Some(pointer);
-        }
-        Ok((found.current, found.present))
-    }
-
     /// The policy was read anew.
     pub(crate) fn policy(
         &mut self,
@@ -616,14 +411,15 @@ impl Set {
             self.places_due = true;
             tools.changed = true;
         }
-        if !self.is_unstarted {
-            let rules = self.rules(tools);
-            self.give(tools, HostEvent::Policy(rules))?;
+        if self.is_unstarted {
+            return self.start(tools);
         }
+        let rules = self.rules(tools);
+        self.give(tools, HostEvent::Policy(rules))?;
         Ok(())
     }
 
-    fn rules(&self, tools: &Tools) -> Option<Rules> {
+    pub(crate) fn rules(&self, tools: &Tools) -> Option<Rules> {
         let may = |policy: &&SetPolicy| policy.may_deliver(&tools.installation.to_string());
         self.policy.as_ref().filter(may).map(rules_of)
     }
@@ -662,49 +458,14 @@ impl Set {
     /// one, or its seal waits for something, or a reader is about to start.
     pub(crate) fn has_to_look(&self) -> bool {
         let evidence = &self.record.evidence;
-        let old = self.machine().left_behind();
-        if evidence.awaits_a_start() {
+        if evidence.awaits_a_start() || self.machine().has_open_seals() {
             return true;
         }
+        let old = self.machine().left_behind();
         let is_used = || self.policy.as_ref().is_none_or(|policy| !policy.consumers.is_empty());
         let could_see = || evidence.kind() == Evidence::Kernel || is_used();
-        let waits =
-            || self.machine().has_open_seals() || old.iter().any(|version| !evidence.is_free(*version));
-        !old.is_empty() && (could_see() || waits())
-    }
-}
-
-/// A unit that must not be disturbed by us is no consumer that a version could be staged for: the flip could not be
-/// followed by its adoption. One that is not installed yet does not run either, which an operator is told.
-fn check_units(tools: &mut Tools, policy: &SetPolicy) -> Result<(), (String, String)> {
-    for consumer in policy.consumers.iter().filter(|consumer| consumer.unit().is_some()) {
-        let (supervisor, asked) = (Arc::clone(tools.tasks.supervisor()), consumer.clone());
-        match tools.wait(ASK_MAX, async move { supervisor.check(&asked).await }) {
-            Some(Err(error @ (UnitError::Dangerous { .. } | UnitError::NoSystemd(_)))) => {
-                return Err((error.code().to_owned(), error.to_string()));
-            }
-            Some(Err(error @ UnitError::Vanished { .. })) => {
-                tools.trouble(&policy.name, &consumer.name, Some((error.code(), error.to_string())));
-            }
-            // Asked again before anything is done to it.
-            Some(Ok(()) | Err(_)) | None => {}
-        }
-    }
-    Ok(())
-}
-
-/// What is left of the policy of a set that is no longer in it: owners and modes.
-fn last_policy(name: &SetName, record: &SetRecord) -> SetPolicy {
-    SetPolicy {
-        name: name.clone(),
-        controllers: Vec::new(),
-        access: Access { owner: None, group: None, mode: host_policy::defaults::MODE },
-        access_by_file: record.access.iter().map(|(file, kept)| (file.clone(), kept.into())).collect(),
-        places: Vec::new(),
-        consumers: Vec::new(),
-        not_a_consumer: Vec::new(),
-        validate: None,
-        refresh_ms: host_policy::defaults::REFRESH_MS,
+        let is_held = || old.iter().any(|version| !evidence.is_free(*version));
+        !old.is_empty() && (could_see() || is_held())
     }
 }
 

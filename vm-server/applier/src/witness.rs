@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use holders::{
     ConsumerLife, Evidence, File, Look, Proc, ProcessId, Rules, Scene, Table, Taking, UnitLife, boot_clock,
 };
-use host_policy::{EvidenceMode, PlaceKind, SetPolicy};
+use host_policy::{EvidenceMode, SetPolicy};
 use lifecycle::{ConsumerName, Evidence as Kind, Millis, SetName, Version};
 use opens::exact::Exact;
 use opens::{Capability, Group, Inode, Queue};
@@ -336,9 +336,7 @@ impl Witness {
         policy: &'a SetPolicy,
     ) -> impl FnMut(&str, BorrowedFd<'_>) -> io::Result<()> + 'a {
         move |name, fd| {
-            if let Some(mut taker) = self.taker() {
-                taker.mark(fd)?;
-            }
+            self.mark(fd)?;
             let stat = rustix::fs::fstat(fd)?;
             pins.pin(version, &stat, fd)?;
             let place = policy.places.iter().find(|place| place.path.to_str() == Some(name));
@@ -352,8 +350,8 @@ impl Witness {
                     inode: stat.st_ino,
                     owner: stat.st_uid,
                     group: stat.st_gid,
-                    // The mark comes while nobody may open it yet.
-                    mode: access.mode,
+                    // Of a new file the mark comes while nobody may open it yet.
+                    mode: access.mode | (stat.st_mode & 0o777),
                 },
             );
             Ok(())
@@ -381,36 +379,9 @@ impl Witness {
         }
     }
 
-    /// Watches copy places that lie here from before, and were not made by this applier. Gives the versions of which
-    /// a copy lay unwatched.
-    pub(crate) fn watch_copies(
-        &self,
-        evidence: &mut Evidence,
-        pins: &mut Pins,
-        current: Version,
-        policy: &SetPolicy,
-    ) -> BTreeSet<Version> {
-        let mut unwatched = BTreeSet::new();
-        let copies = policy.places.iter().filter(|place| place.kind == PlaceKind::Copy);
-        for place in copies {
-            let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC;
-            let Ok(file) = rustix::fs::open(&place.path, flags, rustix::fs::Mode::empty()) else { continue };
-            let (Ok(stat), Some(path)) = (rustix::fs::fstat(&file), place.path.to_str()) else { continue };
-            let is_known = |file: &File| (file.device, file.inode) == (stat.st_dev, stat.st_ino);
-            if evidence.versions().any(|version| evidence.watched(version).any(is_known)) {
-                if let Some(Err(error)) = self.taker().map(|mut taker| taker.mark(file.as_fd())) {
-                    tracing::warn!(place = path, %error, "a copy cannot be watched again");
-                }
-                continue;
-            }
-            let mut mark = self.marker(evidence, pins, current, policy);
-            if let Err(error) = mark(path, file.as_fd()) {
-                tracing::warn!(place = path, %error, "a copy cannot be watched");
-            }
-            drop(mark);
-            unwatched.insert(current);
-        }
-        unwatched
+    /// Has the readers of a file seen that evidence knows already.
+    pub(crate) fn mark(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.taker().map_or(Ok(()), |mut taker| taker.mark(file))
     }
 
     fn is_ours(&mut self, pid: u32) {

@@ -218,6 +218,16 @@ impl Evidence {
         }
     }
 
+    /// Readers may have found this version from the beginning of the boot until `until`.
+    pub fn was_shown(&mut self, version: Version, until: Millis) {
+        self.versions.entry(version).or_default().current.insert(0, (Millis(0), Some(until)));
+    }
+
+    /// Everything until then was seen, where evidence is `Kernel`.
+    pub fn complete_through(&self) -> Millis {
+        self.complete_through
+    }
+
     /// When it was last another version that became current, or none. Only a look after that millisecond tells who began
     /// after it.
     pub fn turned(&self) -> Millis {

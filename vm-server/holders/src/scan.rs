@@ -44,7 +44,7 @@ pub enum Detail {
 }
 
 /// What was seen since the last look.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     /// When it began, on the boot clock: everything before that is in it, if it drained the queue.
     pub began: Millis,

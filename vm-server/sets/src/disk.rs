@@ -208,7 +208,7 @@ impl Disk {
         }
     }
 
-    /// Removes a directory of files and links, and says whether it was there. One level: a version has no more.
+    /// Removes a directory with all that is in it, and says whether it was there.
     pub(crate) fn remove_dir(&self, dir: &Dir, name: &str) -> Result<bool, SetError> {
         match self.entry(dir, name)? {
             None => return Ok(false),
@@ -217,7 +217,8 @@ impl Disk {
         }
         let inner = self.open_dir(dir, name)?;
         for file in self.names(&inner)? {
-            self.unlink(&inner, &file)?;
+            // What somebody else has put there goes with it.
+            self.remove_dir(&inner, &file)?;
         }
         self.remove(dir, name, AtFlags::REMOVEDIR, "remove_dir")
     }

@@ -289,6 +289,18 @@ impl Host {
         self.kill();
     }
 
+    /// As a boot does: what it takes, and another name for it.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn boot(&mut self) {
+        self.kill();
+        let sets = self.root().join("run/sets");
+        let _ = rustix::mount::unmount(sets.join("db"), rustix::mount::UnmountFlags::DETACH);
+        std::fs::remove_dir_all(sets).unwrap();
+        let _ = std::fs::remove_file(self.root().join("run/taking"));
+        self.environment.retain(|(name, _)| name != "ESO_BOOT_ID");
+        self.environment.push(("ESO_BOOT_ID".to_owned(), InstallationId::random().to_string()));
+    }
+
     pub(crate) fn restart(&mut self) {
         self.kill();
         self.up();

@@ -417,6 +417,99 @@ fn a_restart_without_a_kept_group_is_a_gap_also_while_another_set_has_not_come_b
     host.until("the gap", |report| report.gaps.iter().any(|gap| gap.versions.contains(&v(1))));
 }
 
+/// Nobody was told of the readers of a copy that lay there from before, until we came.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_copy_that_still_shows_the_old_version_after_a_boot_is_a_gap_of_that() {
+    if !is_able() {
+        return;
+    }
+    let place = "[set.db]\nplaces = [{ path = \"{app}/password\", file = \"password\", kind = \"copy\" }]\n";
+    for in_policy in [true, false] {
+        let mut host = Host::with(place, "");
+        host.up();
+        host.roll_out(1, 1);
+        host.order(2, stage(2));
+        host.order(2, activate(2));
+        let copy = host.app_dir().join("password");
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(2));
+        host.boot();
+        // A loss of power came before it was durable.
+        std::fs::remove_file(&copy).unwrap();
+        std::fs::write(&copy, secret(1)).unwrap();
+        if !in_policy {
+            host.write_policy("[set.db]\n");
+        }
+        let mut stranger = stranger(&host);
+        host.up();
+        host.ask(1);
+        let db = host.db();
+        assert!(db.gaps.iter().any(|gap| gap.versions == [v(1)].into()), "{db:#?}");
+        let shown = std::fs::read_to_string(&copy).unwrap();
+        assert_eq!(shown, secret(if in_policy { 2 } else { 1 }));
+        let _ = stranger.kill();
+        let _ = stranger.wait();
+    }
+}
+
+/// What was unlinked and not looked for since may have been read in the last moment before.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_restart_without_a_kept_group_within_a_seal_is_a_gap_of_what_is_sealed() {
+    if !is_able() {
+        return;
+    }
+    let (mut step, mut was_killed, mut within) = (0, true, 0);
+    while was_killed {
+        step += 1;
+        let mut host = Host::with("[set.db]\n", "");
+        let from = host.root().join("from");
+        host.environment.push(("ESO_FAILPOINT".to_owned(), step.to_string()));
+        host.environment.push(("ESO_FAILPOINT_FROM".to_owned(), from.display().to_string()));
+        host.up();
+        host.roll_out(1, 1);
+        host.roll_out(2, 2);
+        std::fs::write(&from, "").unwrap();
+        let frame = host.sign(&host.payload(2, seal(1)));
+        host.try_push(vec![frame]);
+        was_killed = !host.until_or_gone(|report| report.gone.contains(v(1)));
+        if was_killed {
+            host.kill();
+            host.environment.clear();
+            let machine = &host.records()["set"]["set"][1]["machine"];
+            let files = machine["known"]["1"]["files"].as_str().map(str::to_owned);
+            host.up();
+            let db = host.ask(1).sets[&host.set()].clone();
+            let is_gap = db.gaps.iter().any(|gap| gap.versions.contains(&v(1)));
+            assert_eq!(is_gap, files.is_some(), "step {step}, {files:?}: {db:#?}");
+            within += u32::from(files.as_deref() == Some("unlinked"));
+        }
+    }
+    assert!(within > 0, "it was never killed between the two");
+}
+
+/// Else the next of us would not know of it.
+#[test]
+fn a_gap_of_a_start_is_in_the_journal_before_anybody_hears_of_it() {
+    if !is_able() {
+        return;
+    }
+    let (mut host, _app) = on_one(r#"adopt = "restart""#);
+    host.kill();
+    let gaps = |host: &Host| {
+        let records = host.records();
+        records["set"]["set"][1]["evidence"]["gaps"].as_array().unwrap().len()
+    };
+    assert_eq!(gaps(&host), 0);
+    host.start();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while gaps(&host) == 0 {
+        assert!(std::time::Instant::now() < deadline, "it is not written down");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    host.kill();
+}
+
 #[test]
 fn an_end_in_good_order_loses_no_reader() {
     if !is_able() {

@@ -118,6 +118,33 @@ fn an_application_that_was_unhealthy_before_is_not_the_credentials_fault() {
 }
 
 #[test]
+fn a_version_that_cannot_be_unlinked_keeps_no_other_from_its_end() {
+    let root = rustix::process::geteuid().is_root();
+    if !tests_needs::is_there(root, "something that cannot be unlinked: mounting needs root") {
+        return;
+    }
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.order(2, stage(2));
+    let foreign = host.root().join("run/sets/db/v1.2/of-somebody");
+    std::fs::create_dir(&foreign).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &foreign, "tmpfs", flags, c"size=4k").unwrap();
+    host.order(2, OrderKind::Discard { version: v(2) });
+    host.until_report("the notice", |report| report.notices.iter().any(|notice| notice.code == "unlink"));
+    host.roll_out(3, 3);
+    host.order(3, crate::control::seal(1));
+    host.until("gone", |report| report.gone.contains(v(1)));
+    let left = std::fs::read_dir(host.root().join("run/sets/db")).unwrap();
+    let mut left = left.map(|entry| entry.unwrap().path().join("of-somebody"));
+    let foreign = left.find(|path| path.exists()).unwrap();
+    rustix::mount::unmount(&foreign, rustix::mount::UnmountFlags::DETACH).unwrap();
+    host.until_report("the end", |report| report.notices.is_empty());
+    assert!(!foreign.exists());
+}
+
+#[test]
 fn a_set_that_is_withdrawn_leaves_nothing_where_applications_look() {
     let places = r#"
 [set.db]

@@ -40,7 +40,48 @@ fn an_agreement_survives_our_restart_also_while_another_set_has_not_come_back_fr
     host.up();
     let report = host.ask(1);
     assert!(report.notices.iter().any(|notice| notice.message.contains("other")), "{report:#?}");
-    assert_eq!(report.sets[&host.set()].armed, Some(v(2)));
+    let db = &report.sets[&host.set()];
+    assert_eq!((db.armed, db.answers), (Some(v(2)), 1), "and it is answered for");
+}
+
+/// A set that policy brings while we run is told of the next boot like any other.
+#[cfg(feature = "failpoints")]
+#[test]
+fn an_agreement_of_a_new_set_ends_with_the_boot() {
+    let mut host = Host::new("");
+    host.up();
+    host.ask(1);
+    host.write_policy("[set.db]\n");
+    host.until("the set", |report| report.in_policy);
+    host.roll_out(1, 1);
+    host.order(2, stage(2));
+    host.order(2, arm(2, 60_000));
+    host.boot();
+    host.up();
+    let db = host.ask(2).sets[&host.set()].clone();
+    assert_eq!((db.armed, db.current), (None, Some(v(1))));
+}
+
+/// A disk that does not give a copy for a moment has not lost it.
+#[test]
+fn a_copy_that_cannot_be_read_for_a_moment_is_waited_for() {
+    let mut host = Host::new("[set.db]\n");
+    host.up();
+    host.roll_out(1, 1);
+    host.kill();
+    std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
+    let copy = host.root().join("state/applier/copies/db@1.1");
+    let away = host.root().join("away");
+    std::fs::rename(&copy, &away).unwrap();
+    std::fs::create_dir(&copy).unwrap();
+    host.up();
+    host.until_report("the reason", |report| report.notices.iter().any(|notice| notice.code == "set"));
+    std::fs::remove_dir(&copy).unwrap();
+    std::fs::rename(&away, &copy).unwrap();
+    host.until_report("the set", |report| {
+        report.notices.is_empty() && report.sets.values().all(|set| set.current == Some(v(1)))
+    });
+    assert_eq!(host.current("password"), Some(secret(1)));
 }
 
 /// What comes of a flip that was agreed upon is written down a moment after it.

@@ -96,12 +96,87 @@ fn a_start_without_room_for_the_journal_has_a_whole_working_set() {
     assert!(!host.journal().with_extension("new").exists());
     assert!(!host.has_ended());
     host.report = None;
+    // It waits for room, and does not turn in circles for it.
+    let (before, began) = (host.sleeps(), UnixMillis::now().0);
+    while UnixMillis::now().0 < began + 1_000 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let sleeps = host.sleeps() - before;
+    assert!(sleeps < 200, "woken {sleeps} times within a second");
     disk.empty();
     let report = host.until_report("a report", |_| true);
     assert_eq!(report.sets[&host.set()].current, Some(v(1)));
     host.order(6, stage(2));
     host.order(6, activate(2));
     assert_eq!(host.current("password"), Some(secret(2)));
+    host.kill();
+}
+
+/// A boot that cannot be written down is met all the same, and once.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_boot_without_room_for_the_journal_shows_links_and_makes_no_gaps() {
+    if !crate::kernel::is_able() {
+        return;
+    }
+    let places = r#"
+[set.db]
+places = [
+    { path = "{app}/password", file = "password", kind = "link" },
+    { path = "{app}/copy", file = "password", kind = "copy" },
+]
+"#;
+    let mut host = Host::with(places, "");
+    host.up();
+    host.roll_out(5, 1);
+    let disk = SmallDisk::under(&mut host);
+    host.boot();
+    for place in ["password", "copy"] {
+        std::fs::remove_file(host.app_dir().join(place)).unwrap();
+    }
+    disk.fill();
+    host.up();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    for place in ["password", "copy"] {
+        while std::fs::read_to_string(host.app_dir().join(place)).ok() != Some(secret(1)) {
+            assert!(std::time::Instant::now() < deadline, "{place} is missing");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    // Long enough for several tries.
+    let began = UnixMillis::now().0;
+    while UnixMillis::now().0 < began + 1_000 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    host.report = None;
+    disk.empty();
+    let report = host.until_report("a report of the set", |report| {
+        report.sets.get(&lifecycle::SetName::new("db").unwrap()).is_some_and(|set| set.current.is_some())
+    });
+    let db = &report.sets[&host.set()];
+    assert_eq!((db.current, db.evidence), (Some(v(1)), lifecycle::Evidence::Kernel));
+    assert!(db.gaps.is_empty(), "{db:#?}");
+    host.kill();
+}
+
+/// A report shows what a next life of ours will know of.
+#[test]
+fn no_acknowledgement_is_shown_that_the_journal_does_not_have() {
+    let root = rustix::process::geteuid().is_root();
+    if !tests_needs::is_there(root, "an acknowledgement without room for it: mounting needs root") {
+        return;
+    }
+    let mut host = on_one();
+    let disk = SmallDisk::under(&mut host);
+    disk.fill();
+    use_up(&mut host);
+    let shown = host.ask(60).acknowledged;
+    assert!(shown.is_some());
+    for question in 61..64 {
+        assert_eq!(host.ask(question).acknowledged, shown);
+    }
+    disk.empty();
+    host.until_report("a newer one", |report| report.acknowledged != shown);
     host.kill();
 }
 
