@@ -95,6 +95,27 @@ fn of_a_host_that_was_retired_nothing_is_kept() {
     world.nobody_failed();
 }
 
+/// Nobody can have it there: what comes next is the way out.
+#[test]
+fn a_target_that_refuses_the_active_version_gets_the_next_one() {
+    let mut world = World::empty(2, policy());
+    let imported = EffectId(7);
+    world.backend.roles.insert(imported, Role::Alive);
+    world.store.values.insert(imported);
+    for number in 0..2 {
+        world.host(number).unfit.insert(v(0));
+    }
+    world.give(Event::Imported { value: imported });
+    world.settle();
+    assert_eq!(world.hosts[&h(0)].link, None, "{}", world.picture());
+    world.rotate();
+    world.settle();
+    for number in 0..2 {
+        assert_eq!(world.hosts[&h(number)].link, Some(v(1)), "{}", world.picture());
+    }
+    assert_eq!(world.phase(v(1)), Some(Phase::Active));
+}
+
 #[test]
 fn a_pair_mints_the_next_only_once_the_older_one_passed_its_gate() {
     let mut world = World::on_one(2, Policy { overlap: Overlap::Pair, ..policy() }).rotated(v(2));

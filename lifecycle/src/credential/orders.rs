@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Credential;
 use super::effect::EffectKind;
-use super::rollout::{is_staged, takes_part};
+use super::rollout::{is_staged, refused, takes_part};
 use super::state::{Course, Intent, Stage, Target};
 use super::step::Turn;
 use crate::id::{EffectId, Generation, Millis, TargetId, Version};
@@ -105,8 +105,11 @@ impl Credential {
             }
             Stage::Flip { at } if is_staged(target, version) => Some((version, Course::Arm(at))),
             _ => {
-                // One that missed an earlier rollout gets a version that is proved first.
-                let catch_up = self.plan_steady(target, permits).filter(|(_, course)| course.is_flip());
+                // One that missed an earlier rollout gets a version that is proved first, unless it refuses that.
+                let goes_on = target.intent.as_ref().is_some_and(|intent| intent.version == version);
+                let catch_up = self.plan_steady(target, permits).filter(|(active, course)| {
+                    course.is_flip() && !goes_on && refused(target, *active).is_none()
+                });
                 catch_up.or(Some((version, Course::Stage)))
             }
         }

@@ -8,6 +8,7 @@ use super::policy::Overlap;
 use super::state::{Course, Kept, Phase, Rollout, Stage, Stuck, Target, Wish};
 use super::step::{IllegalEvent, Turn};
 use crate::id::{EffectId, Millis, TargetId, Version};
+use crate::report::Refused;
 
 /// A target's own policy does not admit the set. Stops no rollout: what the target has is withdrawn.
 pub(crate) const NOT_IN_POLICY: &str = "not_in_policy";
@@ -326,11 +327,8 @@ impl Credential {
             });
         }
         let intent = target.intent.as_ref().filter(|intent| intent.version == version)?;
-        if let Some(refused) = target.report.as_ref().and_then(|r| r.refused.as_ref()) {
-            let ours = refused.version == version && refused.generation == intent.generation;
-            if ours && !PASSING.contains(&refused.code.as_str()) {
-                return Some(format!("{id} refused: {}: {}", refused.code, refused.message));
-            }
+        if let Some(refused) = refused(target, version).filter(|r| r.generation == intent.generation) {
+            return Some(format!("{id} refused: {}: {}", refused.code, refused.message));
         }
         let adopting = intent.course == Course::Adopt && target.connected && !target.done_with(version);
         (adopting && turn.reached(intent.since.plus(self.policy.adopt_ms_max)))
@@ -471,6 +469,13 @@ impl Credential {
 /// Whether a rollout reaches the target.
 pub(crate) fn takes_part(target: &Target) -> bool {
     !target.retired && !target.barred && (target.selected || !target.is_untouched())
+}
+
+/// Why the target cannot have the version, if that is so.
+pub(crate) fn refused(target: &Target, version: Version) -> Option<&Refused> {
+    let refused = target.report.as_ref()?.refused.as_ref()?;
+    let lasting = !PASSING.contains(&refused.code.as_str());
+    (refused.version == version && lasting).then_some(refused)
 }
 
 /// Whether a flip needs nothing more. A store has no invisible place: there the flip is the writing.

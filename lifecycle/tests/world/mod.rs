@@ -86,6 +86,8 @@ pub struct Host {
     pub files: BTreeMap<Version, EffectId>,
     /// Versions that the application cannot use.
     pub bad: BTreeSet<Version>,
+    /// Versions whose files are not as the host's policy wants them.
+    pub unfit: BTreeSet<Version>,
     pub life: Option<u32>,
     pub lives: u32,
     /// What the application read at the start of its life.
@@ -150,6 +152,9 @@ impl Host {
                 None
             }
             HostEffect::Answer(host::Answer::Accepted) => None,
+            HostEffect::Write { version } if self.unfit.contains(&version) => {
+                Some(HostEvent::WriteFailed { version, code: "no_such_file".into(), message: "no".into() })
+            }
             HostEffect::Write { version } => {
                 if let Some(value) = self.incoming {
                     self.files.insert(version, value);
