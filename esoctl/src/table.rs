@@ -177,7 +177,7 @@ impl Shown for CredentialDetail {
         text.push_str(&table(
             heading,
             rows.collect(),
-            "no versions yet; `esoctl credential rotate` makes one",
+            "no versions yet; `esoctl credential rotate` makes one, `esoctl credential import` takes one over",
         ));
         if let Some(rollout) = &self.rollout {
             text.push('\n');

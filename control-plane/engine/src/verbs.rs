@@ -1,15 +1,17 @@
 //! What people ask for: verbs, imports, a look at the source.
 
 use lifecycle::credential::{Event, Rotate, RotateReason};
-use lifecycle::{CredentialName, Version};
+use lifecycle::{CredentialName, EffectId, Version};
 use protocol::UnixMillis;
-use resources::Backing;
+use resources::{Backing, First};
+
+use backends::SecretValue;
 
 use crate::audit::entry;
 use crate::handle::{HandleError, Verb};
 use crate::run::{Batch, RunError, Turn};
 use crate::value::Content;
-use crate::world::World;
+use crate::world::{Owned, World};
 
 impl World {
     pub(crate) fn verb(
@@ -29,7 +31,7 @@ impl World {
         }
         let rotates = matches!(verb, Verb::Rotate { .. });
         if let Verb::Rotate { compromised, .. } = verb
-            && let Some(refused) = self.rotated_elsewhere(name, compromised)
+            && let Some(refused) = self.mints_nothing(name, compromised)
         {
             return Err(refused);
         }
@@ -42,10 +44,21 @@ impl World {
         Ok(())
     }
 
-    /// What a source brings is rotated there, and nowhere else.
-    pub(crate) fn rotated_elsewhere(&self, name: &CredentialName, compromised: bool) -> Option<HandleError> {
-        let backing = &self.owned.get(name)?.kept.plan.credential.backing;
-        let Backing::Source(source) = backing else { return None };
+    /// What a source brings is rotated there, and nowhere else; what is to be imported comes before anything is minted, or
+    /// the value in use would never be known.
+    pub(crate) fn mints_nothing(&self, name: &CredentialName, compromised: bool) -> Option<HandleError> {
+        let owned = self.owned.get(name)?;
+        let credential = &owned.kept.plan.credential;
+        if credential.first == First::Import && owned.kept.state.versions().next().is_none() {
+            return Some(HandleError::Refused {
+                code: "import_first".to_owned(),
+                message: format!("the resource of {name} says `first: import`, and nothing was imported yet"),
+                action: format!(
+                    "`esoctl credential import {name} --field NAME=FILE`, or say `first: mint` in its resource"
+                ),
+            });
+        }
+        let Backing::Source(source) = &credential.backing else { return None };
         let action = if compromised {
             format!(
                 "revoke the old value where it was made, rotate it there, then `esoctl source refresh {name}`; whoever \
@@ -67,12 +80,13 @@ impl World {
         batch: &mut Batch,
         actor: &str,
         name: &CredentialName,
-        value: backends::SecretValue,
+        value: SecretValue,
     ) -> Result<Version, HandleError> {
         let owned = self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
         let invalid = |error: crate::value::ContentError| HandleError::Invalid(error.to_string());
         let content = Content::new(value, &owned.kept.plan.credential.files).map_err(invalid)?;
         content.render().map_err(invalid)?;
+        owned.must_be_replaceable(&content.value)?;
         let effect = crate::sources::random_effect()
             .ok_or_else(|| HandleError::Store(RunError::Random.to_string()))?;
         content.keep(&self.means.store, name, effect).await.map_err(invalid)?;
@@ -110,6 +124,25 @@ impl World {
             }
         }
         Ok(asked)
+    }
+}
+
+impl Owned {
+    /// What replaces an imported value has to lie at the same places: where each field is a file, none may lack that the
+    /// generator makes.
+    fn must_be_replaceable(&self, value: &SecretValue) -> Result<(), HandleError> {
+        if !self.kept.plan.credential.files.is_empty() {
+            return Ok(());
+        }
+        let generator = self.equipment.as_ref().and_then(|equipment| equipment.generator());
+        let Some(Ok(minted)) = generator.map(|generator| generator.new_value(EffectId(0))) else {
+            return Ok(());
+        };
+        let lacking = minted.names().find(|name| !value.names().any(|given| given == *name));
+        let Some(name) = lacking else { return Ok(()) };
+        Err(HandleError::Invalid(format!(
+            "the field {name:?} is missing, which each later version will have; give it with `--field {name}=FILE`"
+        )))
     }
 }
 

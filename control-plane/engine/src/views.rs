@@ -396,9 +396,9 @@ impl World {
                 false
             }
         };
-        let elsewhere = self.rotated_elsewhere(name, compromised);
-        let accepted = accepted && elsewhere.is_none();
-        if let Some(HandleError::Refused { message, action, .. }) = elsewhere {
+        let refused = self.mints_nothing(name, compromised);
+        let accepted = accepted && refused.is_none();
+        if let Some(HandleError::Refused { message, action, .. }) = refused {
             reasons.push(format!("{message}: {action}"));
         }
         if owned.kept.state.is_starting() {

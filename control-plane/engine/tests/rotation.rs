@@ -576,6 +576,23 @@ async fn a_value_that_could_not_be_kept_at_once_is_told_again() {
     stage.kill(engine).await;
 }
 
+/// A host's policy names files: those of all versions.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_imported_value_has_all_fields_that_later_ones_will_have() {
+    let stage = Stage::new(1).await;
+    let (files, policy) = (CREDENTIAL.find("  files:").unwrap(), CREDENTIAL.find("  policy:").unwrap());
+    let resource = format!("{}  first: import\n{}", &CREDENTIAL[..files], &CREDENTIAL[policy..]);
+    std::fs::write(stage.resources().join("orders.yaml"), resource).unwrap();
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 10, "it runs", async |h| !h.status().await.unwrap().starting).await;
+    let mistyped = SecretValue::new().with("username", b"u").with("pass", b"old");
+    let refused = handle.import("operator:alice", &name(), mistyped).await.unwrap_err();
+    assert!(refused.to_string().contains("--field password=FILE"), "{refused}");
+    handle.import("operator:alice", &name(), stage.existing_role("imported", "old")).await.unwrap();
+    stage.kill(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_otherwise() {
     let stage = Stage::new(2).await;
@@ -585,6 +602,9 @@ async fn an_imported_value_is_version_zero_and_held_until_an_operator_says_other
     let handle = engine.handle().clone();
     until(&handle, 10, "it runs", async |h| !h.status().await.unwrap().starting).await;
     let zero = Version::new(1, 0);
+    let early = handle.rotate("operator:alice", &name(), false, None).await.unwrap_err();
+    assert!(early.to_string().contains("nothing was imported yet"), "{early}");
+    assert!(!handle.rotate_dry_run(&name(), false).await.unwrap().accepted);
     let lacking = SecretValue::new().with("password", b"p");
     let refused = handle.import("operator:alice", &name(), lacking).await.unwrap_err();
     assert!(refused.to_string().contains("username"), "the templates must fit: {refused}");
