@@ -324,6 +324,10 @@ impl Machine {
                 (Files::Staged, true) | (Files::Dropped, _) | (Files::Unlinked, false) => {}
             }
         }
+        let strays = files.iter().filter(|version| {
+            !self.state.known.contains_key(version) && !self.state.gone.contains(**version)
+        });
+        self.state.strays.extend(strays.copied());
         for version in lost {
             self.forget_taken(version, Taken::Stage);
         }

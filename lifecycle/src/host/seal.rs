@@ -19,7 +19,8 @@ impl Machine {
         if self.state.gone.contains(version) {
             return;
         }
-        if !self.state.known.contains_key(&version) && self.state.current() != Some(version) {
+        let is_known = self.state.known.contains_key(&version) || self.state.strays.contains(&version);
+        if !is_known && self.state.current() != Some(version) {
             // It never was here.
             self.state.gone.insert(version);
             return;
@@ -86,6 +87,7 @@ impl Machine {
         }
         self.state.sealing.remove(&version);
         self.state.known.remove(&version);
+        self.state.strays.remove(&version);
         self.state.refuses.remove(&version);
         self.state.healthy.retain(|other| *other != version);
         self.state.gone.insert(version);

@@ -22,6 +22,9 @@ pub struct SetState {
     pub(super) answers: u64,
     /// None when the host's policy has no such set.
     pub(super) rules: Option<Rules>,
+    /// Versions that were found here and that nobody staged, as a lost journal leaves them: not known to be gone.
+    #[serde(default)]
+    pub(super) strays: BTreeSet<Version>,
     /// The newest intent accepted.
     pub(super) intent: Option<Intent>,
     /// The newest intent that a newer one superseded.

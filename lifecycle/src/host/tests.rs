@@ -576,6 +576,25 @@ fn what_was_dropped_is_unlinked_until_that_worked() {
     assert_eq!(world.unlinks, 4, "once it worked it is over");
 }
 
+/// As after a journal was lost: who reads it may have it.
+#[test]
+fn what_a_start_finds_that_nobody_staged_is_gone_only_after_a_seal() {
+    let mut world = World::new();
+    world.files.insert(v(1));
+    world.link = Some(v(1));
+    world.crash(false);
+    assert_eq!(world.report().current, Some(v(1)));
+    for kind in [stage(2), activate(2), OrderKind::Adopt { version: v(2) }] {
+        assert_eq!(world.order(2, kind), Answer::Accepted);
+    }
+    world.held.insert(v(1));
+    world.order(2, seal(1));
+    assert!(!world.report().gone.contains(v(1)), "{:#?}", world.report());
+    world.held.clear();
+    world.give(HostEvent::Recheck);
+    assert!(world.report().gone.contains(v(1)) && !world.files.contains(&v(1)));
+}
+
 #[test]
 fn what_a_start_does_not_find_is_unlinked_to_the_last_of_it() {
     let mut world = World::on_zero();

@@ -350,7 +350,8 @@ impl Applier {
         let flip = flip.map(|until| until.saturating_sub(HUSH));
         let exact_due = self.tools.witness.exact_due();
         let others = [self.policy_due, self.places_due, self.report_due(), self.look_due(), exact_due];
-        let others = others.into_iter().flatten().chain(self.refresh_due());
+        let starts = self.sets.values().filter_map(Set::start_due);
+        let others = others.into_iter().flatten().chain(self.refresh_due()).chain(starts);
         let others = others.map(|due| due.saturating_duration_since(now));
         others.chain(flip).min().unwrap_or(Duration::from_mins(1))
     }
@@ -372,7 +373,7 @@ impl Applier {
     }
 
     fn refresh_due(&self) -> Option<Instant> {
-        let due = self.sets.iter().filter_map(|(name, set)| {
+        let due = self.sets.iter().filter(|(_, set)| set.is_looked_at).filter_map(|(name, set)| {
             let every = Duration::from_millis(set.policy.as_ref()?.refresh_ms);
             Some(self.refreshed.get(name).map_or_else(Instant::now, |at| *at + every))
         });

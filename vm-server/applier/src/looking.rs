@@ -162,7 +162,8 @@ impl Applier {
                 let _ = set.keep(&mut self.tools);
             }
         }
-        if self.sets.values().all(|set| !set.is_behind()) {
+        let interrupted = self.tools.witness.interrupted;
+        if self.sets.values().all(|set| !set.unkept && (set.is_looked_at || !interrupted)) {
             self.tools.witness.journaled();
         }
         for (name, event) in mixed {

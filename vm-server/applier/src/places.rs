@@ -96,6 +96,7 @@ impl Set {
         let about = place.path.display().to_string();
         match written {
             Ok(written) => {
+                self.note_shown(place, current, &written.found);
                 self.record.written.insert(place.path.clone());
                 self.record.place_faults.remove(&place.path);
                 if let Some(kept) = &written.kept {
@@ -110,6 +111,19 @@ impl Set {
                 }
             }
             Err(error) => self.fault(&place.path, &error),
+        }
+    }
+
+    /// A copy that was not as it is now may have shown another version until now, to whoever began since the flip.
+    fn note_shown(&mut self, place: &Place, current: Version, found: &PlaceState) {
+        if place.kind == PlaceKind::Link || *found == PlaceState::Good {
+            return;
+        }
+        let now = crate::clock::boot();
+        let others = self.record.places.get(&place.path).into_iter().flatten();
+        for version in others.filter(|version| **version != current) {
+            self.record.evidence.was_shown(*version, now);
+            self.unkept = true;
         }
     }
 

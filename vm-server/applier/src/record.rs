@@ -58,6 +58,9 @@ pub(crate) struct SetRecord {
     /// By how much our clock was ahead of the sender's when this version was armed, at the most.
     #[serde(default)]
     pub(crate) ahead_ms_max: Option<(Version, i64)>,
+    /// The group of opens that has watched all of the set since its evidence began. None where there was none.
+    #[serde(default)]
+    pub(crate) watched_by: Option<String>,
     /// Who may have which version.
     pub(crate) evidence: holders::Evidence,
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holders::ProcessId;
 use host_policy::{Adopt, SetPolicy};
@@ -56,6 +56,10 @@ pub(crate) struct Set {
     at_instant: bool,
     /// When files of versions were last unlinked: who opened them until then is seen by a look that began later.
     pub(crate) unlinked: BTreeMap<Version, Millis>,
+    /// When a start that did not work is tried again, and the pause before that.
+    pub(crate) start_again: Option<(Instant, Duration)>,
+    /// When a sealed copy could first not be read.
+    pub(crate) unreadable: Option<Instant>,
     /// Its evidence goes on from where an earlier life left it.
     pub(crate) is_looked_at: bool,
     /// Which places may hold which versions, by the journal.
@@ -70,6 +74,8 @@ impl Set {
             deferred: Vec::new(),
             is_unstarted: true,
             unlinked: BTreeMap::new(),
+            start_again: None,
+            unreadable: None,
             is_looked_at: false,
             kept_places: record.places.clone(),
             record,
@@ -117,6 +123,10 @@ impl Set {
         event: HostEvent,
     ) -> Result<Option<Answer>, JournalError> {
         if self.is_unstarted && !matches!(event, HostEvent::Started { .. }) {
+            if matches!(event, HostEvent::Recheck) && self.start_due().is_none_or(|due| due > Instant::now())
+            {
+                return Ok(None);
+            }
             self.start(tools)?;
             if self.is_unstarted {
                 return Err(JournalError::Unready(self.name.clone()));
@@ -450,8 +460,14 @@ impl Set {
     }
 
     /// Whether something has to be tried again until it works.
-    pub(crate) const fn is_behind(&self) -> bool {
-        self.unkept || self.is_unstarted || !self.deferred.is_empty()
+    pub(crate) fn is_behind(&self) -> bool {
+        let starts = self.start_due().is_some_and(|due| due <= Instant::now());
+        self.unkept || starts || !self.deferred.is_empty()
+    }
+
+    /// When its start is to be tried again.
+    pub(crate) fn start_due(&self) -> Option<Instant> {
+        self.start_again.filter(|_| self.is_unstarted).map(|(at, _)| at)
     }
 
     /// Whether consumers have to be looked at: somebody whom we could see could hold a version that is not the current

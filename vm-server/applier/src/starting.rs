@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host_policy::{Access, SetPolicy};
 use lifecycle::host::HostEvent;
-use lifecycle::{BootId, Evidence, SetName, Version};
+use lifecycle::{BootId, Evidence, Millis, SetName, Version};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sets::{Places, SetDir, SetError, mount};
@@ -23,6 +23,10 @@ use crate::tools::Tools;
 const MOUNT_MAX: Duration = Duration::from_secs(30);
 /// How long a disk that fails is tried before what it does not give is taken to be lost.
 const READ_MAX: Duration = Duration::from_secs(30);
+/// The pause before a start is tried again; it doubles.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 impl Set {
     /// Opens the set's directory, on a file system of its own where that works.
@@ -52,6 +56,8 @@ impl Set {
     /// After a start: finds or makes again what should lie here, and tells the machine. Nothing is done before that worked.
     pub(crate) fn start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
         self.is_unstarted = true;
+        let pause = self.start_again.map_or(PAUSE, |(_, pause)| (pause * 2).min(PAUSE_MAX));
+        self.start_again = Some((Instant::now() + pause, pause));
         let mut found = (None, BTreeSet::new());
         if !self.machine().known().is_empty() || self.policy.is_some() {
             match self.find(tools) {
@@ -77,6 +83,7 @@ impl Set {
         self.places_due = true;
         let boot = BootId(tools.witness.boot_id.clone());
         self.give(tools, HostEvent::Started { boot, link, files })?;
+        self.start_again = None;
         let rules = self.rules(tools);
         self.give(tools, HostEvent::Policy(rules))?;
         Ok(())
@@ -97,7 +104,9 @@ impl Set {
                         dir.stage(version, &set_files(&copy), &policy, &mut mark).map_err(failed)?;
                         found.present.insert(version);
                     }
-                    Err(CopyError::Keep(error)) if tools.began.elapsed() < READ_MAX => {
+                    Err(CopyError::Keep(error))
+                        if self.unreadable.get_or_insert_with(Instant::now).elapsed() < READ_MAX =>
+                    {
                         return Err(error.to_string());
                     }
                     // A seal had come so far.
@@ -120,7 +129,16 @@ impl Set {
     fn resume_evidence(&mut self, tools: &mut Tools, link: Option<Version>, files: &BTreeSet<Version>) {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
         let rebooted = self.record.evidence.boot() != boot_id;
-        let was_kernel = self.record.evidence.kind() == Evidence::Kernel && !rebooted;
+        let group = tools.witness.group.clone();
+        let why = match &self.record.watched_by {
+            _ if rebooted => None,
+            Some(by) if group.as_ref() == Some(by) => tools
+                .witness
+                .interrupted
+                .then_some("the applier was killed while it took over what the kernel had seen"),
+            Some(_) => Some("the applier was restarted and nobody kept its group of opens"),
+            None => Some("nobody watched its readers before this start of the applier"),
+        };
         if rebooted {
             self.record.removed.clear();
         }
@@ -135,17 +153,15 @@ impl Set {
             }
         }
         unwatched.extend(shown);
+        // A copy may have been read since the boot.
+        let since = if rebooted { Millis(0) } else { self.record.evidence.complete_through() };
         let mut gaps = vec![(unwatched, "it lay there while nobody watched it")];
-        let why = match (tools.witness.kept, tools.witness.interrupted) {
-            (true, false) => None,
-            (true, true) => Some("the applier was killed while it took over what the kernel had seen"),
-            (false, _) => Some("the applier was restarted and nobody kept its group of opens"),
-        };
-        if let (true, Some(why)) = (was_kernel, why) {
-            // Of those too that were unlinked and not looked for since.
-            gaps.push((self.record.evidence.versions().collect(), why));
-        }
+        // Of those too that were unlinked and not looked for since.
+        gaps.extend(why.map(|why| (self.record.evidence.versions().collect(), why)));
         gaps.retain(|(versions, _)| kind == Evidence::Kernel && !versions.is_empty());
+        // In the same record as the gaps.
+        self.unkept |= self.record.watched_by != group;
+        self.record.watched_by = group;
         if gaps.is_empty() {
             return;
         }
@@ -154,7 +170,7 @@ impl Set {
         let scene = tools.view.scene(&rules);
         for (versions, why) in gaps {
             // Until the journal has it the kernel's word is not forgotten.
-            self.unkept |= self.record.evidence.blind(versions, why, &scene);
+            self.unkept |= self.record.evidence.blind_since(since, versions, why, &scene);
         }
     }
 
@@ -163,7 +179,7 @@ impl Set {
         self.mark_files(tools, &self.machine().present());
         for path in self.record.places.keys() {
             if let Ok(Some((file, stat))) = copy_at(path)
-                && self.is_watched(&stat)
+                && self.watched_as(&stat).is_some()
                 && let Err(error) = tools.witness.mark(file.as_fd())
             {
                 tracing::warn!(place = %path.display(), %error, "a copy cannot be watched again");
@@ -189,7 +205,6 @@ impl Set {
     /// Watches the copies that lie here, also at places that policy no longer names. A copy outlives a boot, and an applier
     /// whose group nobody kept: gives the versions that one may have shown while it was not watched.
     fn watch_copies(&mut self, tools: &Tools, link: Option<Version>) -> BTreeSet<Version> {
-        let policy = self.policy_or_last();
         let mut shown = BTreeSet::new();
         for (path, versions) in self.record.places.clone() {
             let (file, stat) = match copy_at(&path) {
@@ -201,19 +216,22 @@ impl Set {
                     continue;
                 }
             };
-            if self.is_watched(&stat) {
-                if let Err(error) = tools.witness.mark(file.as_fd()) {
+            if let Some(version) = self.watched_as(&stat) {
+                let watched = tools.witness.mark(file.as_fd());
+                if let Err(error) = watched.and_then(|()| self.pins.pin(version, &stat, file.as_fd())) {
                     tracing::warn!(place = %path.display(), %error, "a copy cannot be watched again");
                     shown.extend(versions);
                 }
                 continue;
             }
-            let may_be = self.may_be_shown(tools, &path, &versions, link);
-            if let (Some(version), Some(name)) = (may_be.first(), path.to_str()) {
-                let evidence = &mut self.record.evidence;
-                let mut mark = tools.witness.marker(evidence, &mut self.pins, *version, &policy);
-                if let Err(error) = mark(name, file.as_fd()) {
-                    tracing::warn!(place = name, %error, "a copy cannot be watched");
+            let (may_be, name) = self.may_be_shown(tools, &path, &versions, link);
+            if let (Some(version), Some(place)) = (may_be.first(), path.to_str()) {
+                let name = name.as_deref().unwrap_or(place);
+                let (evidence, pins) = (&mut self.record.evidence, &mut self.pins);
+                let watched =
+                    tools.witness.watch_file(evidence, pins, *version, (name, Some(place)), 0, file.as_fd());
+                if let Err(error) = watched {
+                    tracing::warn!(place, %error, "a copy cannot be watched");
                 }
             }
             shown.extend(may_be);
@@ -221,35 +239,44 @@ impl Set {
         shown
     }
 
-    /// Which of these versions a copy may show: all of them where its content does not tell.
+    /// Which of these versions a copy may show, and which of their files: all of them where its content does not tell.
     fn may_be_shown(
         &self,
         tools: &Tools,
         path: &Path,
         versions: &BTreeSet<Version>,
         link: Option<Version>,
-    ) -> BTreeSet<Version> {
-        let Some(dir) = &self.dir else { return versions.clone() };
-        let Ok(Some(content)) = Places::of(dir, tools.disk.clone()).read_back(path) else {
-            return versions.clone();
-        };
-        let may_hold = |version: &Version| match tools.copies.read(&self.name, *version) {
-            Ok(copy) => copy.files().values().any(|value| value.expose() == content.as_slice()),
+    ) -> (BTreeSet<Version>, Option<String>) {
+        let content = self
+            .dir
+            .as_ref()
+            .and_then(|dir| Places::of(dir, tools.disk.clone()).read_back(path).ok().flatten());
+        let Some(content) = content else { return (versions.clone(), None) };
+        let mut name = None;
+        let mut may_hold = |version: &Version| match tools.copies.read(&self.name, *version) {
+            Ok(copy) => {
+                let file = copy.files().iter().find(|(_, value)| value.expose() == content.as_slice());
+                name = name.take().or(file.map(|(name, _)| name.as_str().to_owned()));
+                file.is_some()
+            }
             Err(_) => true,
         };
-        let shown: BTreeSet<Version> = versions.iter().copied().filter(may_hold).collect();
+        let shown: BTreeSet<Version> = versions.iter().copied().filter(|version| may_hold(version)).collect();
         match link.filter(|link| shown.contains(link)) {
             // What the current version says too tells nobody apart.
-            Some(link) => BTreeSet::from([link]),
-            None if shown.is_empty() => versions.clone(),
-            None => shown,
+            Some(link) => (BTreeSet::from([link]), name),
+            None if shown.is_empty() => (versions.clone(), None),
+            None => (shown, name),
         }
     }
 
-    fn is_watched(&self, stat: &Stat) -> bool {
+    /// The version of which a file is watched already.
+    fn watched_as(&self, stat: &Stat) -> Option<Version> {
         let evidence = &self.record.evidence;
-        let mut files = evidence.versions().flat_map(|version| evidence.watched(version));
-        files.any(|file| (file.device, file.inode) == (stat.st_dev, stat.st_ino))
+        evidence.versions().find(|version| {
+            let mut files = evidence.watched(*version);
+            files.any(|file| (file.device, file.inode) == (stat.st_dev, stat.st_ino))
+        })
     }
 
     /// A set that policy dropped is still served, as it was.

@@ -45,8 +45,6 @@ pub(crate) struct Tools {
     pub(crate) witness: Witness,
     /// All processes at the last look.
     pub(crate) view: View,
-    /// When this life of ours began.
-    pub(crate) began: Instant,
     /// A seal, or what was done before it, wants a fresh look at processes.
     pub(crate) recheck: bool,
     /// Until when nothing is begun after an agreed instant.
@@ -81,7 +79,6 @@ impl Tools {
             tasks,
             witness,
             view: View::default(),
-            began: Instant::now(),
             recheck: false,
             resting: Instant::now(),
             mounts: BTreeMap::new(),

@@ -24,6 +24,9 @@ use crate::input::Input;
 /// The name of the group's descriptor in the descriptor store of whoever supervises us.
 pub(crate) const KEPT_NAME: &str = "opens";
 
+/// The file beside the mark that says which group it is.
+const GROUP: &str = "group";
+
 /// The word by which our program becomes the responder of the exact mode.
 pub const EXACT_RESPONDER: &str = "exact-responder";
 /// The word by which our program becomes its watcher.
@@ -59,8 +62,8 @@ pub(crate) struct Witness {
     pub(crate) exact: Option<ExactMode>,
     kind: Kind,
     why: String,
-    /// Whether the group was kept for us over our restart, with its marks and events.
-    pub(crate) kept: bool,
+    /// Which group of opens sees readers now: one that was kept over our restart, with its marks and events, is the same.
+    pub(crate) group: Option<String>,
     /// Whether somebody keeps the group over our next restart.
     pub(crate) stored: bool,
     pub(crate) boot_id: String,
@@ -136,7 +139,12 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    fn pin(&mut self, version: Version, stat: &rustix::fs::Stat, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn pin(
+        &mut self,
+        version: Version,
+        stat: &rustix::fs::Stat,
+        fd: BorrowedFd<'_>,
+    ) -> io::Result<()> {
         if Some(stat.st_dev) == self.own_device {
             return Ok(());
         }
@@ -182,7 +190,7 @@ impl Witness {
             exact: None,
             kind: Kind::Declared,
             why: String::new(),
-            kept: false,
+            group: None,
             stored: false,
             boot_id,
             ours: BTreeSet::new(),
@@ -267,7 +275,8 @@ impl Witness {
                 .inspect_err(|error| tracing::warn!(%error, "what was kept for us is not used"))
                 .ok()
         });
-        self.kept = taken_back.is_some();
+        let known =
+            taken_back.as_ref().and_then(|_| std::fs::read_to_string(mark.with_file_name(GROUP)).ok());
         let group = match taken_back.map_or_else(|| Group::open(Queue::Unlimited), Ok) {
             Ok(group) => group,
             Err(error) => {
@@ -282,6 +291,15 @@ impl Witness {
                 return;
             }
         };
+        // Before anybody keeps it for the next of us.
+        let name = match known.map_or_else(|| name_group(&mark.with_file_name(GROUP)), Ok) {
+            Ok(name) => name,
+            Err(why) => {
+                self.why = why;
+                return;
+            }
+        };
+        self.group = Some(name);
         self.kind = Kind::Kernel;
         self.interrupted = left.interrupted;
         self.stored = store(&group);
@@ -336,26 +354,40 @@ impl Witness {
         policy: &'a SetPolicy,
     ) -> impl FnMut(&str, BorrowedFd<'_>) -> io::Result<()> + 'a {
         move |name, fd| {
-            self.mark(fd)?;
-            let stat = rustix::fs::fstat(fd)?;
-            pins.pin(version, &stat, fd)?;
             let place = policy.places.iter().find(|place| place.path.to_str() == Some(name));
             let access = place.map_or_else(|| policy.access_of(name), |place| &place.access);
-            evidence.watch(
-                version,
-                File {
-                    name: place.map_or(name, |place| &place.file).to_owned(),
-                    place: place.map(|_| name.to_owned()),
-                    device: stat.st_dev,
-                    inode: stat.st_ino,
-                    owner: stat.st_uid,
-                    group: stat.st_gid,
-                    // Of a new file the mark comes while nobody may open it yet.
-                    mode: access.mode | (stat.st_mode & 0o777),
-                },
-            );
-            Ok(())
+            let (file, at) = (place.map_or(name, |place| &place.file), place.map(|_| name));
+            self.watch_file(evidence, pins, version, (file, at), access.mode, fd)
         }
+    }
+
+    /// Watches one file of a version: by its name in the set, and by its place where it is a copy.
+    pub(crate) fn watch_file(
+        &self,
+        evidence: &mut Evidence,
+        pins: &mut Pins,
+        version: Version,
+        (name, place): (&str, Option<&str>),
+        mode: u32,
+        fd: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.mark(fd)?;
+        let stat = rustix::fs::fstat(fd)?;
+        pins.pin(version, &stat, fd)?;
+        evidence.watch(
+            version,
+            File {
+                name: name.to_owned(),
+                place: place.map(str::to_owned),
+                device: stat.st_dev,
+                inode: stat.st_ino,
+                owner: stat.st_uid,
+                group: stat.st_gid,
+                // Of a new file the mark comes while nobody may open it yet.
+                mode: mode | (stat.st_mode & 0o777),
+            },
+        );
+        Ok(())
     }
 
     /// What was seen since the last look, and all processes.
@@ -475,6 +507,15 @@ fn take_readers(taker: &Mutex<Taker>, group: &OwnedFd, ended: &OwnedFd, inbox: &
             return;
         }
     }
+}
+
+/// A new group gets a name of its own.
+fn name_group(path: &Path) -> Result<String, String> {
+    let mut name = [0; 16];
+    aws_lc_rs::rand::fill(&mut name).map_err(|_| protocol::key::RandomFailed.to_string())?;
+    let name = hex::encode(name);
+    let written = std::fs::write(path, &name);
+    written.map(|()| name).map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 /// Gives the group to whoever supervises us, to be handed back after a restart. Works with every supervisor that

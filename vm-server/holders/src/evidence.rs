@@ -162,8 +162,13 @@ impl Evidence {
         &self.why
     }
 
-    /// A file of a version, marked before it became visible.
+    /// A file of a version, marked before it became visible. A number that is used again is no longer that of another.
     pub fn watch(&mut self, version: Version, file: File) {
+        let inode = Inode { device: file.device, number: file.inode };
+        let others: Vec<Version> = self.versions().filter(|other| *other != version).collect();
+        for other in others {
+            self.unwatch_file(other, inode);
+        }
         self.versions.entry(version).or_default().files.insert(file);
     }
 
@@ -178,7 +183,7 @@ impl Evidence {
     }
 
     /// A file is no longer at its place and nobody can find its inode again by name.
-    pub fn unwatch_file(&mut self, version: Version, inode: Inode) {
+    fn unwatch_file(&mut self, version: Version, inode: Inode) {
         if let Some(watched) = self.versions.get_mut(&version) {
             watched.files.retain(|file| (file.device, file.inode) != (inode.device, inode.number));
         }
@@ -218,9 +223,15 @@ impl Evidence {
         }
     }
 
-    /// Readers may have found this version from the beginning of the boot until `until`.
-    pub fn was_shown(&mut self, version: Version, until: Millis) {
-        self.versions.entry(version).or_default().current.insert(0, (Millis(0), Some(until)));
+    /// A place has shown this version until now, although another one is current: of one of which nothing is known, since
+    /// the boot.
+    pub fn was_shown(&mut self, version: Version, now: Millis) {
+        let spans = &mut self.versions.entry(version).or_default().current;
+        match spans.last_mut() {
+            Some((_, Some(until))) => *until = now.max(*until),
+            Some((_, None)) => {}
+            None => spans.push((Millis(0), Some(now))),
+        }
     }
 
     /// Everything until then was seen, where evidence is `Kernel`.
@@ -266,8 +277,14 @@ impl Evidence {
     }
 
     /// Somebody unseen may have read these versions since everything was last seen: a gap.
-    pub fn blind(
+    pub fn blind(&mut self, versions: BTreeSet<Version>, why: impl Into<String>, scene: &Scene<'_>) -> bool {
+        self.blind_since(self.complete_through, versions, why, scene)
+    }
+
+    /// The same, since then.
+    pub fn blind_since(
         &mut self,
+        since: Millis,
         mut versions: BTreeSet<Version>,
         why: impl Into<String>,
         scene: &Scene<'_>,
@@ -277,7 +294,7 @@ impl Evidence {
             return false;
         }
         let files: Vec<&File> = versions.iter().flat_map(|version| self.watched(*version)).collect();
-        let gap = GapState::new(versions, &files, self.complete_through, why.into(), &self.able, scene);
+        let gap = GapState::new(versions, &files, since, why.into(), &self.able, scene);
         self.open_gap(gap);
         true
     }
@@ -751,10 +768,14 @@ impl Evidence {
     }
 }
 
-/// Whether something was read of an older version that was not read of the one that is current.
+/// Whether something was read of an older version that was not read of the one that is current. What is known by its place
+/// only has no name there.
 fn is_mixed<'f>(
     now: Option<&BTreeSet<String>>,
     mut others: impl Iterator<Item = &'f BTreeSet<String>>,
 ) -> bool {
-    now.filter(|now| !now.is_empty()).is_some_and(|now| others.any(|other| !other.is_subset(now)))
+    let named = |other: &BTreeSet<String>, now: &BTreeSet<String>| {
+        other.iter().filter(|name| !name.starts_with('/')).any(|name| !now.contains(name))
+    };
+    now.filter(|now| !now.is_empty()).is_some_and(|now| others.any(|other| named(other, now)))
 }

@@ -216,6 +216,13 @@ impl Disk {
             Some(_) => return self.unlink(dir, name),
         }
         let inner = self.open_dir(dir, name)?;
+        // What is mounted there is somebody else's.
+        let device = |dir: &Dir| {
+            fs::fstat(&dir.fd).map(|stat| stat.st_dev).map_err(SetError::io("look at", &dir.path))
+        };
+        if device(&inner)? != device(dir)? {
+            return Err(SetError::io("remove", &inner.path)(Errno::BUSY));
+        }
         for file in self.names(&inner)? {
             // What somebody else has put there goes with it.
             self.remove_dir(&inner, &file)?;
