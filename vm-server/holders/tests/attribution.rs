@@ -166,6 +166,17 @@ impl World {
     }
 }
 
+#[test]
+fn a_number_that_is_used_again_is_that_of_the_newer_file() {
+    let mut world = world();
+    world.put(41, 1, |_| {});
+    let again = world.evidence.watched(OLD).find(|file| file.name == "password").cloned().unwrap();
+    world.evidence.watch(NEW, again);
+    world.at(2_000);
+    world.reads(41, OLD, 1);
+    assert_eq!((world.holds(OLD), world.holds(NEW)), (false, true));
+}
+
 // Units
 
 #[test]

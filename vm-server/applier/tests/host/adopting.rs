@@ -67,6 +67,64 @@ places = [{ path = "{app}/conf/password", file = "password", kind = "copy" }]
     assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(2));
 }
 
+/// Whoever starts while a place is behind has the old version, whenever that was current.
+#[test]
+fn an_application_that_began_while_its_copy_was_behind_holds_the_old_version() {
+    let text = format!(
+        r#"
+[set.db]
+refresh_ms = 200
+places = [{{ path = "{{app}}/conf/password", file = "password", kind = "copy" }}]
+consumers = [{{ name = "app", pidfile = "{{app}}/app.pid", exe = "{}", adopt = "manual", settle_ms = 100 }}]
+"#,
+        Application::exe()
+    );
+    let mut host = Host::new(&text);
+    let (conf, away) = (host.app_dir().join("conf"), host.app_dir().join("away"));
+    std::fs::create_dir(&conf).unwrap();
+    host.up();
+    host.order(1, stage(1));
+    host.order(1, activate(1));
+    let app = Application::start(&host.app_dir(), &conf.join("password"));
+    app.until_loaded(&secret(1));
+    host.order(1, OrderKind::Adopt { version: v(1) });
+    host.until("the first adoption", |report| report.adopted == Some(v(1)));
+    std::fs::rename(&conf, &away).unwrap();
+    std::os::unix::fs::symlink(&away, &conf).unwrap();
+    host.order(2, stage(2));
+    host.order(2, activate(2));
+    host.order(2, OrderKind::Adopt { version: v(2) });
+    let again = |app: &Application, value: u32| {
+        let starts = app.starts();
+        std::fs::remove_file(host.app_dir().join("loaded")).unwrap();
+        let pid = rustix::process::Pid::from_raw(app.pid().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        app.until_started(starts + 1);
+        app.until_loaded(&secret(value));
+    };
+    again(&app, 1);
+    std::fs::remove_file(&conf).unwrap();
+    std::fs::rename(&away, &conf).unwrap();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while std::fs::read_to_string(conf.join("password")).unwrap() != secret(2) {
+        assert!(std::time::Instant::now() < deadline, "the place is not put right");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let report = {
+        host.order(2, seal(1));
+        host.ask(1);
+        host.db()
+    };
+    assert!(!report.gone.contains(v(1)), "{report:#?}");
+    assert!(report.holders.iter().any(|holder| holder.version == v(1)), "{report:#?}");
+    let starts = app.starts();
+    let pid = rustix::process::Pid::from_raw(app.pid().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    app.until_started(starts + 1);
+    app.until_loaded(&secret(2));
+    host.until("gone", |report| report.gone.contains(v(1)));
+}
+
 #[test]
 fn policy_drops_a_place() {
     let with = r#"

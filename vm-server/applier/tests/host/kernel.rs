@@ -276,12 +276,12 @@ fn a_holder_of_copies_elsewhere_excuses_nobody_in_the_set() {
 }
 
 /// What systemd does for a unit with a descriptor store, for one applier.
-struct Store {
+pub(crate) struct Store {
     socket: UnixDatagram,
 }
 
 impl Store {
-    fn new(host: &mut Host) -> Self {
+    pub(crate) fn new(host: &mut Host) -> Self {
         let path = host.root().join("notify.sock");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(crate::control::PATIENCE)).unwrap();
@@ -290,7 +290,7 @@ impl Store {
     }
 
     /// The first descriptor that is given to be kept.
-    fn take(&self) -> OwnedFd {
+    pub(crate) fn take(&self) -> OwnedFd {
         loop {
             let mut bytes = [0; 4096];
             let mut space = vec![std::mem::MaybeUninit::uninit(); 256];

@@ -62,6 +62,25 @@ fn an_agreement_of_a_new_set_ends_with_the_boot() {
     assert_eq!((db.armed, db.current), (None, Some(v(1))));
 }
 
+#[test]
+fn a_set_that_cannot_start_keeps_nobody_busy() {
+    let mut host = Host::new("[set.db]\n");
+    let sets = host.root().join("run/sets");
+    std::fs::create_dir_all(&sets).unwrap();
+    std::fs::write(sets.join("db"), "in the way").unwrap();
+    host.up();
+    host.until_report("the reason", |report| report.notices.iter().any(|notice| notice.code == "set"));
+    let (before, began) = (host.sleeps(), std::time::Instant::now());
+    while began.elapsed() < std::time::Duration::from_secs(1) {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let sleeps = host.sleeps() - before;
+    assert!(sleeps < 200, "woken {sleeps} times within a second");
+    std::fs::remove_file(sets.join("db")).unwrap();
+    host.until_report("the set", |report| report.notices.is_empty());
+    host.roll_out(1, 1);
+}
+
 /// A disk that does not give a copy for a moment has not lost it.
 #[test]
 fn a_copy_that_cannot_be_read_for_a_moment_is_waited_for() {

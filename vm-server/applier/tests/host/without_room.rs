@@ -112,6 +112,30 @@ fn a_start_without_room_for_the_journal_has_a_whole_working_set() {
     host.kill();
 }
 
+/// Whoever hands our group back to the next of us does not know that it was not the first one.
+#[test]
+fn a_gap_that_could_not_be_written_down_is_one_of_the_next_start() {
+    if !crate::kernel::is_able() {
+        return;
+    }
+    let mut host = Host::with("[set.db]\n", "");
+    host.up();
+    host.roll_out(5, 1);
+    let disk = SmallDisk::under(&mut host);
+    host.end_in_good_order();
+    disk.fill();
+    let store = crate::kernel::Store::new(&mut host);
+    host.up();
+    let kept = store.take();
+    host.kill();
+    host.environment.clear();
+    disk.empty();
+    host.kept = Some(kept);
+    host.up();
+    host.until("the gap", |report| report.gaps.iter().any(|gap| gap.versions.contains(&v(1))));
+    host.kill();
+}
+
 /// A boot that cannot be written down is met all the same, and once.
 #[cfg(feature = "failpoints")]
 #[test]
