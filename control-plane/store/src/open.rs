@@ -79,10 +79,14 @@ pub enum OpenError {
 /// what happened since the backup is unknown to it, so everything older starts held.
 pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Epoch, OpenError> {
     let failed = |why: std::io::Error| OpenError::Io { path: to.to_owned(), why: why.to_string() };
-    if to.exists() {
-        return Err(failed(std::io::Error::other(
-            "it exists; stop the control plane and move the old database aside first",
-        )));
+    // SQLite would play the log of the old database into the new one, its epoch too.
+    let mut old = [to.to_owned(), beside(to, "-wal"), beside(to, "-shm")].into_iter();
+    if let Some(old) = old.find(|old| old.exists()) {
+        return Err(failed(std::io::Error::other(format!(
+            "{} exists; stop the control plane and move the old database aside first, and what lies beside it with -wal and \
+             -shm at the end of its name",
+            old.display()
+        ))));
     }
     let partial = to.with_extension("restoring");
     copy(from, &partial).map_err(failed)?;
@@ -102,6 +106,12 @@ pub async fn restore(from: &Path, to: &Path, key: KeyEncryptionKey) -> Result<Ep
     }
     std::fs::rename(&partial, to).map_err(failed)?;
     Ok(epoch)
+}
+
+fn beside(database: &Path, end: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(end);
+    name.into()
 }
 
 /// A copy that only we can read, whatever the mode of the original.

@@ -446,6 +446,12 @@ async fn a_restored_backup_begins_a_new_epoch() {
     let mut epochs = vec![first];
     for life in ["one", "two"] {
         let to = directory.path().join(format!("{life}.db"));
+        // The log of an old database would be played into the new one.
+        let log = directory.path().join(format!("{}-wal", to.file_name().unwrap().display()));
+        std::fs::write(&log, "").unwrap();
+        let refused = store::restore(&copy, &to, key(directory.path())).await.unwrap_err();
+        assert!(refused.to_string().contains("-wal exists"), "{refused}");
+        std::fs::remove_file(&log).unwrap();
         let epoch = store::restore(&copy, &to, key(directory.path())).await.unwrap();
         assert_eq!(epoch.counter, first.counter + 1);
         let store = Store::open(&to, key(directory.path())).await.unwrap();

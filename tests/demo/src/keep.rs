@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::control::CREDENTIAL;
 use crate::examples;
+use crate::host::{CAST, HOSTS};
 use crate::scene::Scene;
 use crate::terminal::Tone;
 
@@ -14,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Our own programs on a host.
 const OURS: [&str; 2] = ["eso-vm-server", "eso-vm-applier"];
 /// The application that waits for a person.
-const SLOW: &str = crate::host::CAST[3].name;
+const SLOW: &str = CAST[3].name;
 
 /// Says what can be done, then tells what happens until Ctrl-C.
 pub fn running(scene: &mut Scene) -> anyhow::Result<()> {
@@ -22,9 +23,26 @@ pub fn running(scene: &mut Scene) -> anyhow::Result<()> {
     let commands = commands(scene)?;
     scene.terminal.say(Tone::Plain, commands);
     scene.terminal.say(Tone::Heading, "what happens");
+    scene.protected.start_act()?;
+    let mut failed = CAST.map(|_| 0);
     while !crate::interrupt::asked() {
         scene.narrator.follow(&scene.control);
+        for (cast, known) in CAST.iter().zip(&mut failed) {
+            let tally = scene.protected.tally(cast.source())?;
+            if tally.failed > *known {
+                let line = format!("{} on {}: {}", cast.name, HOSTS[cast.host], tally.in_words());
+                scene.terminal.say(Tone::Bad, line);
+                // Each time ten times as many.
+                *known = tally.failed.saturating_mul(10);
+            }
+        }
         std::thread::sleep(LOOK);
+    }
+    scene.terminal.say(Tone::Heading, "while it was yours, by the protected server's own log");
+    for cast in CAST {
+        let tally = scene.protected.tally(cast.source())?;
+        let tone = if tally.failed == 0 { Tone::Plain } else { Tone::Bad };
+        scene.terminal.say(tone, format!("{} on {}: {}", cast.name, HOSTS[cast.host], tally.in_words()));
     }
     scene.terminal.say(Tone::Plain, "everything is being ended");
     Ok(())

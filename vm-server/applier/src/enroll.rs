@@ -22,6 +22,8 @@ use crate::keep::{self, Identity, KeepError, Keeper};
 const SERVER_USER: &str = "eso-vm-server";
 /// The network half's unit.
 const SERVER_UNIT: &str = "eso-vm-server.service";
+/// Waits for its keys since it was installed.
+const APPLIER_UNIT: &str = "eso-vm-applier.service";
 /// How long whoever enrols a host waits for the control plane's word.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks for it.
@@ -137,20 +139,23 @@ pub enum Word {
     NobodyAsked,
 }
 
-/// Has the network half begin anew, with the configuration as it is now, and waits for what the control plane says to
-/// it.
+/// Has the applier run, which has keys now, and the network half begin anew, with the configuration as it is now; waits
+/// for what the control plane says to that.
 pub fn ask_control_plane(daemon: &Daemon) -> Word {
-    let systemctl = |verb: &str| Command::new("systemctl").args([verb, "--quiet", SERVER_UNIT]).status();
-    let runs = Path::new("/run/systemd/system").exists()
-        && systemctl("is-active").is_ok_and(|status| status.success());
-    if !runs {
+    let systemctl = |verb: &str, unit: &str| {
+        Command::new("systemctl").args([verb, "--quiet", unit]).status().is_ok_and(|status| status.success())
+    };
+    if !Path::new("/run/systemd/system").exists() || !systemctl("is-active", SERVER_UNIT) {
         return Word::NobodyAsked;
     }
+    if !systemctl("start", APPLIER_UNIT) {
+        tracing::warn!("{APPLIER_UNIT} does not start: see `journalctl -u eso-vm-applier`");
+    }
     let state = daemon.server_state();
-    let _ = systemctl("stop");
+    let _ = systemctl("stop", SERVER_UNIT);
     // What it said of an earlier bundle while it still ran.
     let _ = std::fs::remove_file(state.join(FAILURE_FILE));
-    if !systemctl("start").is_ok_and(|status| status.success()) {
+    if !systemctl("start", SERVER_UNIT) {
         return Word::NobodyAsked;
     }
     await_word(&state, Instant::now() + PATIENCE)

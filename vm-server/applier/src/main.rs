@@ -133,7 +133,9 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
 fn tell(word: &Word) -> anyhow::Result<()> {
     match word {
         Word::Taken => println!("eso-vm-server says that the control plane took it: see `esoctl host list`"),
-        Word::NobodyAsked => println!("start or restart eso-vm-server: it tells the control plane"),
+        Word::NobodyAsked => println!(
+            "start eso-vm-applier, which has keys now, and start or restart eso-vm-server, which tells the control plane"
+        ),
         Word::Refused(why) => {
             anyhow::bail!("eso-vm-server says: {why}; it tries on")
         }

@@ -71,7 +71,13 @@ pub async fn run_noticing(
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     allow_descriptors();
-    let policy = HostPolicy::load(config)?;
+    // What changes is told by its whole path.
+    let config = std::path::absolute(config).map_err(|source| RunError::Io {
+        doing: "find",
+        path: config.to_owned(),
+        source,
+    })?;
+    let policy = HostPolicy::load(&config)?;
     let daemon = policy.daemon.clone();
     let state = daemon.applier_state();
     let (identity, keeper) = Identity::load(&state)?;
@@ -101,7 +107,6 @@ pub async fn run_noticing(
     let watch = Watch::new(noticing, inbox.clone());
     let named = tokio::sync::watch::Sender::default();
     let heard_of = named.subscribe();
-    let config = config.to_owned();
     let beginning = Beginning { tools, identity, keeper, anchor, policy, config, records, watch, named };
     // It blocks, so it has a thread of its own; what it waits for runs on this one.
     let (began, has_begun) = tokio::sync::oneshot::channel();

@@ -124,8 +124,10 @@ fn run(terminal: &Terminal, arguments: &Arguments) -> anyhow::Result<ExitCode> {
         scene.promise(held, what);
     }
     if arguments.keep {
-        verdict(terminal, &scene.broken)?;
+        // What a person does to it afterwards is told, and judged by nobody.
+        let judged = verdict(terminal, &scene.broken)?;
         keep::running(&mut scene)?;
+        return Ok(judged);
     }
     let broken = std::mem::take(&mut scene.broken);
     drop(scene);

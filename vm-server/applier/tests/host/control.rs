@@ -126,7 +126,9 @@ impl Host {
 
     pub(crate) fn binary(config: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_eso-vm-applier"));
-        command.arg("--config").arg(config).env("ESO_LOG", "warn").stdin(Stdio::null());
+        // By a path as people write it by hand.
+        command.current_dir(config.parent().unwrap()).arg("--config").arg(config.file_name().unwrap());
+        command.env("ESO_LOG", "warn").stdin(Stdio::null());
         command.env_remove("NOTIFY_SOCKET");
         command
     }
@@ -162,6 +164,7 @@ impl Host {
             let applier = command;
             command = Command::new("/bin/bash");
             command.args(["-c", &script, "bash"]).arg(applier.get_program()).args(applier.get_args());
+            command.current_dir(&root);
             command.env("ESO_LOG", "warn").stdin(Stdio::null());
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
