@@ -269,6 +269,12 @@ impl Written {
         check_schedule(every, &backing, self.first)?;
         let policy = self.policy.over_defaults();
         check_policy(&policy)?;
+        if policy.evidence > Evidence::Declared && !self.targets.stores.is_empty() {
+            return Err(format!(
+                "`policy.evidence: {}` can never be met at `targets.stores`: nobody sees who reads there; leave out one of them",
+                show_word(policy.evidence)
+            ));
+        }
         let WrittenHosts { match_labels, names, canary } = self.targets.hosts;
         Ok(Credential {
             name,

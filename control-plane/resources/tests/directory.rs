@@ -122,6 +122,20 @@ fn what_an_object_says_about_others_must_be_true() {
 }
 
 #[test]
+fn evidence_that_no_target_could_ever_give_is_refused() {
+    let text = |evidence: &str| {
+        let stores = "  targets: {stores: [{kind: VaultKv, name: kv}]}\n";
+        credential("a", &format!("{stores}  policy: {{evidence: {evidence}}}\n"))
+    };
+    for (evidence, is_met) in [("declared", true), ("reported", false), ("kernel", false)] {
+        let (_directory, resources) = loaded(&[("g.yaml", GENERATOR), ("a.yaml", &text(evidence))]);
+        let words: Vec<String> = resources.faults.iter().map(ToString::to_string).collect();
+        let refused = words.iter().any(|text| text.contains("can never be met at `targets.stores`"));
+        assert_eq!(refused, !is_met, "{evidence}: {words:?}");
+    }
+}
+
+#[test]
 fn a_backends_word_about_its_spec_gets_the_line() {
     let text = format!("# first\n{GENERATOR}").replace("spec: {length: 24}", "spec:\n  lenght: 24");
     let (_directory, resources) = loaded(&[("g.yaml", &text)]);

@@ -163,8 +163,13 @@ impl Applier {
             set.incoming = files.map(|files| (version, files));
             let given = set.give(tools, event);
             set.incoming = None;
+            // What an order of these kinds leads to may fail, also when it comes again.
+            let may_fail = matches!(
+                order.kind,
+                OrderKind::Stage { .. } | OrderKind::Activate { .. } | OrderKind::RollBack { .. }
+            );
             let failed = set.machine().report().refused.filter(|refused| {
-                before.report().refused.as_ref() != Some(refused) && refused.version == version
+                may_fail && (refused.version, refused.generation) == (version, order.generation)
             });
             match given {
                 Ok(Some(Answer::Refused { code, message })) => refused(code.word(), message),
