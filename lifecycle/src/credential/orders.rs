@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Credential;
 use super::effect::EffectKind;
-use super::rollout::{is_staged, refused, takes_part};
+use super::rollout::{is_staged, takes_part};
 use super::state::{Course, Intent, Stage, Target};
 use super::step::Turn;
 use crate::id::{EffectId, Generation, Millis, TargetId, Version};
@@ -105,11 +105,10 @@ impl Credential {
             }
             Stage::Flip { at } if is_staged(target, version) => Some((version, Course::Arm(at))),
             _ => {
-                // One that missed an earlier rollout gets a version that is proved first, unless it refuses that.
-                let goes_on = target.intent.as_ref().is_some_and(|intent| intent.version == version);
-                let catch_up = self.plan_steady(target, permits).filter(|(active, course)| {
-                    course.is_flip() && !goes_on && refused(target, *active).is_none()
-                });
+                // One that missed an earlier rollout gets a version that is proved first, unless it cannot have that.
+                let can_have = |other: &Version| !target.unfit.contains(other);
+                let catch_up = self.plan_steady(target, permits);
+                let catch_up = catch_up.filter(|(other, course)| course.is_flip() && can_have(other));
                 catch_up.or(Some((version, Course::Stage)))
             }
         }

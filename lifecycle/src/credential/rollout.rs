@@ -8,7 +8,7 @@ use super::policy::Overlap;
 use super::state::{Course, Kept, Phase, Rollout, Stage, Stuck, Target, Wish};
 use super::step::{IllegalEvent, Turn};
 use crate::id::{EffectId, Millis, TargetId, Version};
-use crate::report::Refused;
+use crate::report::{Refused, SetReport};
 
 /// A target's own policy does not admit the set. Stops no rollout: what the target has is withdrawn.
 pub(crate) const NOT_IN_POLICY: &str = "not_in_policy";
@@ -327,7 +327,8 @@ impl Credential {
             });
         }
         let intent = target.intent.as_ref().filter(|intent| intent.version == version)?;
-        if let Some(refused) = refused(target, version).filter(|r| r.generation == intent.generation) {
+        let ours = |refused: &&Refused| (refused.version, refused.generation) == (version, intent.generation);
+        if let Some(refused) = target.report.as_ref().and_then(refused).filter(ours) {
             return Some(format!("{id} refused: {}: {}", refused.code, refused.message));
         }
         let adopting = intent.course == Course::Adopt && target.connected && !target.done_with(version);
@@ -446,6 +447,7 @@ impl Credential {
             kept.refused = false;
         }
         for target in self.targets.values_mut() {
+            target.unfit.clear();
             target.forgiven = target.left_in.values().copied().max().max(target.forgiven);
             target.barred = false;
             if target.report.as_ref().is_some_and(|r| r.refused.is_some()) {
@@ -471,11 +473,9 @@ pub(crate) fn takes_part(target: &Target) -> bool {
     !target.retired && !target.barred && (target.selected || !target.is_untouched())
 }
 
-/// Why the target cannot have the version, if that is so.
-pub(crate) fn refused(target: &Target, version: Version) -> Option<&Refused> {
-    let refused = target.report.as_ref()?.refused.as_ref()?;
-    let lasting = !PASSING.contains(&refused.code.as_str());
-    (refused.version == version && lasting).then_some(refused)
+/// The order that the target refused and that it would refuse again, if its report says so.
+pub(crate) fn refused(report: &SetReport) -> Option<&Refused> {
+    report.refused.as_ref().filter(|refused| !PASSING.contains(&refused.code.as_str()))
 }
 
 /// Whether a flip needs nothing more. A store has no invisible place: there the flip is the writing.

@@ -199,6 +199,9 @@ pub(crate) struct Target {
     /// Its own policy does not admit the set: it takes part in no rollout until the next one or `resume` tries
     /// again, and what it has is withdrawn.
     pub(crate) barred: bool,
+    /// Versions that it cannot have, by its own word, until `resume` or the version lies there after all.
+    #[serde(default)]
+    pub(crate) unfit: BTreeSet<Version>,
     /// Versions that it left by itself, each with the newest intent that it left.
     pub(crate) left_in: BTreeMap<Version, Generation>,
     /// Its own rollbacks up to this one are answered by `resume`.

@@ -271,6 +271,11 @@ impl SetState {
         !self.sealing.is_empty()
     }
 
+    /// Whether anything of the set may lie on the host, whoever put it there.
+    pub fn has_anything(&self) -> bool {
+        !self.known.is_empty() || !self.strays.is_empty() || self.turn.is_some()
+    }
+
     /// Whether something has to be unlinked, and that was not possible yet.
     pub fn has_open_unlinks(&self) -> bool {
         self.known.keys().any(|version| self.is_to_be_unlinked(*version))

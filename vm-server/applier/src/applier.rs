@@ -153,6 +153,11 @@ impl Applier {
 
     fn start_sets(&mut self) {
         self.sets.retain(|_, set| !set.is_empty());
+        for (name, set) in &mut self.sets {
+            set.policy = self.policy.set(name).cloned();
+        }
+        // What an earlier life took from the kernel is of the files that lay here then.
+        self.observe();
         self.tell_policy();
         self.observe();
         self.look_again();
@@ -350,7 +355,8 @@ impl Applier {
         let flip = flip.map(|until| until.saturating_sub(HUSH));
         let exact_due = self.tools.witness.exact_due();
         let others = [self.policy_due, self.places_due, self.report_due(), self.look_due(), exact_due];
-        let starts = self.sets.values().filter_map(Set::start_due);
+        let rest = self.look_rest();
+        let starts = self.sets.values().filter_map(Set::start_due).map(|due| due.max(self.looked + rest));
         let others = others.into_iter().flatten().chain(self.refresh_due()).chain(starts);
         let others = others.map(|due| due.saturating_duration_since(now));
         others.chain(flip).min().unwrap_or(Duration::from_mins(1))
@@ -368,8 +374,12 @@ impl Applier {
                 || set.machine().has_open_flip()
                 || set.machine().has_open_unlinks()
         });
-        let rest = (self.look_took * LOOK_REST).min(LOOK_REST_MAX);
-        busy.then(|| self.looked + LOOK_BUSY.max(rest))
+        busy.then(|| self.looked + self.look_rest())
+    }
+
+    /// How long nothing is looked at after a look.
+    fn look_rest(&self) -> Duration {
+        LOOK_BUSY.max((self.look_took * LOOK_REST).min(LOOK_REST_MAX))
     }
 
     fn refresh_due(&self) -> Option<Instant> {

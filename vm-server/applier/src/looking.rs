@@ -162,8 +162,12 @@ impl Applier {
                 let _ = set.keep(&mut self.tools);
             }
         }
-        let interrupted = self.tools.witness.interrupted;
-        if self.sets.values().all(|set| !set.unkept && (set.is_looked_at || !interrupted)) {
+        let (interrupted, boot) = (self.tools.witness.interrupted, self.tools.witness.boot_id.as_str());
+        // Of a set whose evidence is not of this boot yet nothing was taken in.
+        let is_in = |set: &crate::set::Set| {
+            !set.unkept && (set.is_looked_at || (!interrupted && set.record.evidence.boot() == boot))
+        };
+        if self.sets.values().all(is_in) {
             self.tools.witness.journaled();
         }
         for (name, event) in mixed {
@@ -193,7 +197,7 @@ impl Applier {
     fn look_at_consumers(&mut self) -> BTreeMap<Who, Result<units::Look, units::UnitError>> {
         let supervisor = Arc::clone(self.tools.tasks.supervisor());
         let mut asked = Vec::new();
-        for set in self.sets.values().filter(|set| !set.machine().known().is_empty()) {
+        for set in self.sets.values().filter(|set| set.machine().has_anything()) {
             for consumer in set.policy.iter().flat_map(|policy| &policy.consumers) {
                 asked.push(((set.name.clone(), consumer.name.clone()), consumer.clone()));
             }

@@ -38,6 +38,7 @@ impl Set {
             tools.changed = true;
             let _ = self.keep(tools);
         }
+        self.places_looked = crate::clock::boot();
         self.places_due = !waiting.is_empty();
         if waiting.is_empty() {
             self.shown_in_places = Some(current);
@@ -52,6 +53,8 @@ impl Set {
         match repaired {
             Ok(found) if found.is_empty() => tools.unnotice("drift", self.name.as_str()),
             Ok(found) => {
+                // What was made anew is in the evidence.
+                self.unkept = true;
                 let names: Vec<String> =
                     found.iter().map(|(name, drift)| format!("{name} ({drift:?})")).collect();
                 let message = format!(
@@ -86,8 +89,11 @@ impl Set {
         files: &[SetFile],
         policy: &SetPolicy,
     ) {
-        let Some(dir) = &self.dir else { return };
         let ours = self.record.written.contains(&place.path);
+        if ours && place.kind == PlaceKind::Copy {
+            self.watch_foreign_copy(tools, &place.path);
+        }
+        let Some(dir) = &self.dir else { return };
         let existing = if ours { Existing::Replace } else { Existing::KeepAside };
         let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, current, policy);
         crate::failpoint::step("place.write");

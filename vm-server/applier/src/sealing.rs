@@ -37,6 +37,9 @@ impl Set {
         cleared_gaps: &BTreeSet<GapId>,
         withdraw: bool,
     ) -> Result<Vec<HostEvent>, String> {
+        if self.dir.is_none() {
+            return Err("what lies here was not looked at".to_owned());
+        }
         self.record.evidence.clear(version, cleared, cleared_gaps);
         self.must_be_free(version)?;
         if let Some(current) = self.machine().current().filter(|current| *current != version)

@@ -58,6 +58,8 @@ pub(crate) struct Set {
     pub(crate) unlinked: BTreeMap<Version, Millis>,
     /// When a start that did not work is tried again, and the pause before that.
     pub(crate) start_again: Option<(Instant, Duration)>,
+    /// When the places were last looked at.
+    pub(crate) places_looked: Millis,
     /// When a sealed copy could first not be read.
     pub(crate) unreadable: Option<Instant>,
     /// Its evidence goes on from where an earlier life left it.
@@ -75,6 +77,7 @@ impl Set {
             is_unstarted: true,
             unlinked: BTreeMap::new(),
             start_again: None,
+            places_looked: Millis(0),
             unreadable: None,
             is_looked_at: false,
             kept_places: record.places.clone(),
@@ -123,9 +126,11 @@ impl Set {
         event: HostEvent,
     ) -> Result<Option<Answer>, JournalError> {
         if self.is_unstarted && !matches!(event, HostEvent::Started { .. }) {
-            if matches!(event, HostEvent::Recheck) && self.start_due().is_none_or(|due| due > Instant::now())
-            {
-                return Ok(None);
+            let waits = self.start_due().is_some_and(|due| due > Instant::now());
+            match event {
+                HostEvent::Recheck if waits => return Ok(None),
+                HostEvent::Asked { .. } if waits => return Err(JournalError::Unready(self.name.clone())),
+                _ => {}
             }
             self.start(tools)?;
             if self.is_unstarted {

@@ -1,13 +1,14 @@
 //! A start of one set: what lies here is found or made again, watched again, and told to its machine.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use host_policy::{Access, SetPolicy};
 use lifecycle::host::HostEvent;
 use lifecycle::{BootId, Evidence, Millis, SetName, Version};
+use opens::Inode;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use sets::{Places, SetDir, SetError, mount};
@@ -57,11 +58,22 @@ impl Set {
     pub(crate) fn start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
         self.is_unstarted = true;
         let pause = self.start_again.map_or(PAUSE, |(_, pause)| (pause * 2).min(PAUSE_MAX));
-        self.start_again = Some((Instant::now() + pause, pause));
-        let mut found = (None, BTreeSet::new());
-        if !self.machine().known().is_empty() || self.policy.is_some() {
-            match self.find(tools) {
-                Ok(all) => found = all,
+        let started = self.try_start(tools);
+        self.start_again = self.is_unstarted.then(|| (Instant::now() + pause, pause));
+        started
+    }
+
+    fn try_start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
+        let mut found = Here::default();
+        if self.machine().has_anything() || self.policy.is_some() {
+            let looked = self.find(tools).and_then(|here| {
+                if !self.is_looked_at {
+                    self.resume_evidence(tools, &here)?;
+                }
+                Ok(here)
+            });
+            match looked {
+                Ok(here) => found = here,
                 // Not knowing is not the same as finding nothing: it is tried again.
                 Err(why) => {
                     tools.notice("set", self.name.as_str(), why);
@@ -70,11 +82,8 @@ impl Set {
             }
         }
         tools.unnotice("set", self.name.as_str());
-        let (link, files) = found;
-        if !self.is_looked_at {
-            self.resume_evidence(tools, link, &files);
-            self.is_looked_at = true;
-        }
+        self.is_looked_at = true;
+        let Here { link, files, .. } = found;
         for version in self.machine().known().difference(&files) {
             // What was left of it went just now.
             self.unlinked.insert(*version, clock::boot());
@@ -83,18 +92,18 @@ impl Set {
         self.places_due = true;
         let boot = BootId(tools.witness.boot_id.clone());
         self.give(tools, HostEvent::Started { boot, link, files })?;
-        self.start_again = None;
         let rules = self.rules(tools);
         self.give(tools, HostEvent::Policy(rules))?;
         Ok(())
     }
 
-    fn find(&mut self, tools: &mut Tools) -> Result<(Option<Version>, BTreeSet<Version>), String> {
+    fn find(&mut self, tools: &mut Tools) -> Result<Here, String> {
         let failed = |error: SetError| error.to_string();
         self.open_dir(tools).map_err(failed)?;
         let policy = self.policy_or_last();
-        let Some(dir) = &self.dir else { return Ok((None, BTreeSet::new())) };
+        let Some(dir) = &self.dir else { return Ok(Here::default()) };
         let mut found = dir.recover().map_err(failed)?;
+        let before = found.present.clone();
         for version in self.record.machine.present() {
             if !found.present.contains(&version) {
                 match tools.copies.read(&self.name, version) {
@@ -122,16 +131,19 @@ impl Set {
             self.record.evidence.current(Some(pointer), clock::boot());
             found.current = Some(pointer);
         }
-        Ok((found.current, found.present))
+        Ok(Here { link: found.current, files: found.present, before })
     }
 
     /// Watches again what lies here. What may have been read while nobody watched it is a gap, once in a life of ours.
-    fn resume_evidence(&mut self, tools: &mut Tools, link: Option<Version>, files: &BTreeSet<Version>) {
+    fn resume_evidence(&mut self, tools: &mut Tools, here: &Here) -> Result<(), String> {
         let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
         let rebooted = self.record.evidence.boot() != boot_id;
         let group = tools.witness.group.clone();
         let why = match &self.record.watched_by {
-            _ if rebooted => None,
+            // What a boot takes is there again: an earlier start of this boot could not be written down.
+            _ if rebooted => {
+                (!here.before.is_empty()).then_some("it lay there before this start of the applier")
+            }
             Some(by) if group.as_ref() == Some(by) => tools
                 .witness
                 .interrupted
@@ -143,40 +155,47 @@ impl Set {
             self.record.removed.clear();
         }
         self.record.evidence.resume(&boot_id, kind, tools.witness.why(), clock::boot());
-        let mut unwatched = self.mark_files(tools, files);
-        self.record.evidence.current(link, clock::boot());
-        let shown = self.watch_copies(tools, link);
-        if rebooted {
-            let now = clock::boot();
-            for version in shown.iter().filter(|version| Some(**version) != link) {
-                self.record.evidence.was_shown(*version, now);
-            }
+        let mut unwatched = self.mark_files(tools, &here.files, &here.before)?;
+        self.record.evidence.current(here.link, clock::boot());
+        let (shown, is_whole) = self.watch_copies(tools, here.link);
+        let known = self.machine().known();
+        let strays = here.before.difference(&known).copied();
+        let old = shown.iter().copied().filter(|_| rebooted).chain(strays);
+        for version in old.filter(|version| Some(*version) != here.link).collect::<Vec<_>>() {
+            self.record.evidence.was_shown(version, clock::boot());
         }
         unwatched.extend(shown);
-        // A copy may have been read since the boot.
-        let since = if rebooted { Millis(0) } else { self.record.evidence.complete_through() };
+        // Of what nobody has watched in this boot it is not known since when it was there.
+        let is_known = !rebooted && self.record.watched_by.is_some();
+        let since = if is_known { self.record.evidence.complete_through() } else { Millis(0) };
         let mut gaps = vec![(unwatched, "it lay there while nobody watched it")];
         // Of those too that were unlinked and not looked for since.
         gaps.extend(why.map(|why| (self.record.evidence.versions().collect(), why)));
         gaps.retain(|(versions, _)| kind == Evidence::Kernel && !versions.is_empty());
         // In the same record as the gaps.
-        self.unkept |= self.record.watched_by != group;
-        self.record.watched_by = group;
-        if gaps.is_empty() {
-            return;
+        let watched_by = group.filter(|_| is_whole);
+        self.unkept |= self.record.watched_by != watched_by;
+        self.record.watched_by = watched_by;
+        for (versions, why) in gaps {
+            self.blind(tools, since, versions, why);
         }
+        Ok(())
+    }
+
+    /// Somebody unseen may have read these versions since then. Until the journal has it the kernel's word is not forgotten.
+    fn blind(&mut self, tools: &mut Tools, since: Millis, versions: BTreeSet<Version>, why: &str) {
         let rules = tools.witness.rules(self.policy.as_ref(), &tools.daemon.not_a_consumer);
         tools.view.table = tools.witness.proc.table(holders::Detail::Reach);
         let scene = tools.view.scene(&rules);
-        for (versions, why) in gaps {
-            // Until the journal has it the kernel's word is not forgotten.
-            self.unkept |= self.record.evidence.blind_since(since, versions, why, &scene);
-        }
+        self.unkept |= self.record.evidence.blind_since(since, versions, why, &scene);
     }
 
     /// Has the readers of all that lies here held, once that is possible again.
     pub(crate) fn watch_again(&mut self, tools: &Tools) {
-        self.mark_files(tools, &self.machine().present());
+        let present = self.machine().present();
+        if let Err(error) = self.mark_files(tools, &present, &BTreeSet::new()) {
+            tracing::warn!(set = %self.name, error, "failed to watch a version again");
+        }
         for path in self.record.places.keys() {
             if let Ok(Some((file, stat))) = copy_at(path)
                 && self.watched_as(&stat).is_some()
@@ -187,60 +206,108 @@ impl Set {
         }
     }
 
-    /// Marks the files of these versions. Gives those of which that failed.
-    fn mark_files(&mut self, tools: &Tools, versions: &BTreeSet<Version>) -> BTreeSet<Version> {
+    /// Marks the files of these versions. Gives those that lay here `before` and have not been watched all the time since.
+    fn mark_files(
+        &mut self,
+        tools: &Tools,
+        versions: &BTreeSet<Version>,
+        before: &BTreeSet<Version>,
+    ) -> Result<BTreeSet<Version>, String> {
         let policy = self.policy_or_last();
         let mut unwatched = BTreeSet::new();
-        let Some(dir) = &self.dir else { return unwatched };
+        let Some(dir) = &self.dir else { return Ok(unwatched) };
         for version in versions {
+            let mut was_marked = true;
             let mut mark = tools.witness.marker(&mut self.record.evidence, &mut self.pins, *version, &policy);
-            if let Err(error) = dir.mark_again(*version, &mut mark) {
-                tracing::warn!(set = %self.name, %error, "failed to watch a version again");
+            let mut mark_one = |name: &str, file: BorrowedFd<'_>| {
+                was_marked &= tools.witness.was_marked(&rustix::fs::fstat(file)?);
+                mark(name, file)
+            };
+            dir.mark_again(*version, &mut mark_one).map_err(|error| error.to_string())?;
+            if before.contains(version) && !was_marked {
                 unwatched.insert(*version);
             }
         }
-        unwatched
+        Ok(unwatched)
     }
 
     /// Watches the copies that lie here, also at places that policy no longer names. A copy outlives a boot, and an applier
-    /// whose group nobody kept: gives the versions that one may have shown while it was not watched.
-    fn watch_copies(&mut self, tools: &Tools, link: Option<Version>) -> BTreeSet<Version> {
-        let mut shown = BTreeSet::new();
+    /// whose group nobody kept: gives the versions that one may have shown while it was not watched, and whether all are
+    /// watched now.
+    fn watch_copies(&mut self, tools: &Tools, link: Option<Version>) -> (BTreeSet<Version>, bool) {
+        let (mut shown, mut is_whole) = (BTreeSet::new(), true);
         for (path, versions) in self.record.places.clone() {
             let (file, stat) = match copy_at(&path) {
                 Ok(Some(copy)) => copy,
                 Ok(None) => continue,
                 Err(error) => {
                     tracing::warn!(place = %path.display(), %error, "a copy cannot be looked at");
+                    is_whole = false;
                     shown.extend(versions);
                     continue;
                 }
             };
             if let Some(version) = self.watched_as(&stat) {
+                let was_marked = tools.witness.was_marked(&stat);
                 let watched = tools.witness.mark(file.as_fd());
-                if let Err(error) = watched.and_then(|()| self.pins.pin(version, &stat, file.as_fd())) {
+                let watched = watched.and_then(|()| self.pins.pin(version, &stat, file.as_fd()));
+                if let Err(error) = &watched {
                     tracing::warn!(place = %path.display(), %error, "a copy cannot be watched again");
-                    shown.extend(versions);
+                    let inode = Inode { device: stat.st_dev, number: stat.st_ino };
+                    self.record.evidence.unwatch_file(version, inode);
                 }
+                is_whole &= watched.is_ok();
+                shown.extend((!was_marked || watched.is_err()).then_some(version));
                 continue;
             }
-            let (may_be, name) = self.may_be_shown(tools, &path, &versions, link);
-            if let (Some(version), Some(place)) = (may_be.first(), path.to_str()) {
-                let name = name.as_deref().unwrap_or(place);
-                let (evidence, pins) = (&mut self.record.evidence, &mut self.pins);
-                let watched =
-                    tools.witness.watch_file(evidence, pins, *version, (name, Some(place)), 0, file.as_fd());
-                if let Err(error) = watched {
-                    tracing::warn!(place, %error, "a copy cannot be watched");
-                }
-            }
+            let (held, name) = self.held_by_copy(tools, &path, &versions, link);
+            // Where its content does not tell it may be any.
+            let may_be = if held.is_empty() { versions } else { held };
+            is_whole &= self.watch_copy(tools, &path, &file, &may_be, name.as_deref());
             shown.extend(may_be);
         }
-        shown
+        (shown, is_whole)
     }
 
-    /// Which of these versions a copy may show, and which of their files: all of them where its content does not tell.
-    fn may_be_shown(
+    /// Whether that worked.
+    fn watch_copy(
+        &mut self,
+        tools: &Tools,
+        path: &Path,
+        file: &OwnedFd,
+        versions: &BTreeSet<Version>,
+        name: Option<&str>,
+    ) -> bool {
+        let (Some(version), Some(place)) = (versions.first(), path.to_str()) else { return true };
+        let (evidence, pins) = (&mut self.record.evidence, &mut self.pins);
+        let file_name = name.unwrap_or(place);
+        let watched =
+            tools.witness.watch_file(evidence, pins, *version, (file_name, Some(place)), 0, file.as_fd());
+        if let Err(error) = &watched {
+            tracing::warn!(place, %error, "a copy cannot be watched");
+        }
+        watched.is_ok()
+    }
+
+    /// A copy that came to its place behind our back, with a file system perhaps: whoever read it was not seen.
+    pub(crate) fn watch_foreign_copy(&mut self, tools: &mut Tools, path: &Path) {
+        let Some(versions) = self.record.places.get(path).cloned() else { return };
+        let Ok(Some((file, stat))) = copy_at(path) else { return };
+        if self.watched_as(&stat).is_some() {
+            return;
+        }
+        let (held, name) = self.held_by_copy(tools, path, &versions, self.machine().current());
+        if held.is_empty() {
+            return;
+        }
+        self.watch_copy(tools, path, &file, &held, name.as_deref());
+        if self.record.evidence.kind() == Evidence::Kernel {
+            self.blind(tools, self.places_looked, held, "a copy came to its place behind our back");
+        }
+    }
+
+    /// Which of these versions a copy shows, or may show, and which of their files.
+    fn held_by_copy(
         &self,
         tools: &Tools,
         path: &Path,
@@ -261,12 +328,11 @@ impl Set {
             }
             Err(_) => true,
         };
-        let shown: BTreeSet<Version> = versions.iter().copied().filter(|version| may_hold(version)).collect();
-        match link.filter(|link| shown.contains(link)) {
+        let held: BTreeSet<Version> = versions.iter().copied().filter(|version| may_hold(version)).collect();
+        match link.filter(|link| held.contains(link)) {
             // What the current version says too tells nobody apart.
             Some(link) => (BTreeSet::from([link]), name),
-            None if shown.is_empty() => (versions.clone(), None),
-            None => (shown, name),
+            None => (held, name),
         }
     }
 
@@ -283,6 +349,17 @@ impl Set {
     fn policy_or_last(&self) -> SetPolicy {
         self.policy.clone().unwrap_or_else(|| last_policy(&self.name, &self.record))
     }
+}
+
+/// What lies here of a set.
+#[derive(Default)]
+struct Here {
+    /// Where the current link points.
+    link: Option<Version>,
+    /// Whole versions.
+    files: BTreeSet<Version>,
+    /// Those of them that were there before this start made others again.
+    before: BTreeSet<Version>,
 }
 
 /// The file at a place, which opens nothing (`O_PATH`). None when nothing lies there, or a link.

@@ -64,6 +64,8 @@ pub(crate) struct Witness {
     why: String,
     /// Which group of opens sees readers now: one that was kept over our restart, with its marks and events, is the same.
     pub(crate) group: Option<String>,
+    /// What was watched in it when it was taken back. What is missing was unwatched for a time.
+    marks: Option<BTreeSet<Inode>>,
     /// Whether somebody keeps the group over our next restart.
     pub(crate) stored: bool,
     pub(crate) boot_id: String,
@@ -191,6 +193,7 @@ impl Witness {
             kind: Kind::Declared,
             why: String::new(),
             group: None,
+            marks: None,
             stored: false,
             boot_id,
             ours: BTreeSet::new(),
@@ -277,6 +280,8 @@ impl Witness {
         });
         let known =
             taken_back.as_ref().and_then(|_| std::fs::read_to_string(mark.with_file_name(GROUP)).ok());
+        self.marks = taken_back.as_ref().map(|group| group.marks().unwrap_or_default().into_iter().collect());
+        let is_new = taken_back.is_none();
         let group = match taken_back.map_or_else(|| Group::open(Queue::Unlimited), Ok) {
             Ok(group) => group,
             Err(error) => {
@@ -302,7 +307,7 @@ impl Witness {
         self.group = Some(name);
         self.kind = Kind::Kernel;
         self.interrupted = left.interrupted;
-        self.stored = store(&group);
+        self.stored = store(&group, is_new);
         let proc = Proc::new();
         let mut pending = left.look;
         pending.sightings.extend(proc.recognise(&left.unseen));
@@ -361,6 +366,12 @@ impl Witness {
         }
     }
 
+    /// Whether the readers of a file were seen all the time since an earlier life of ours marked it.
+    pub(crate) fn was_marked(&self, stat: &rustix::fs::Stat) -> bool {
+        let inode = Inode { device: stat.st_dev, number: stat.st_ino };
+        self.marks.as_ref().is_none_or(|marks| marks.contains(&inode))
+    }
+
     /// Watches one file of a version: by its name in the set, and by its place where it is a copy.
     pub(crate) fn watch_file(
         &self,
@@ -371,9 +382,8 @@ impl Witness {
         mode: u32,
         fd: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.mark(fd)?;
         let stat = rustix::fs::fstat(fd)?;
-        pins.pin(version, &stat, fd)?;
+        self.mark(fd)?;
         evidence.watch(
             version,
             File {
@@ -387,7 +397,7 @@ impl Witness {
                 mode: mode | (stat.st_mode & 0o777),
             },
         );
-        Ok(())
+        pins.pin(version, &stat, fd)
     }
 
     /// What was seen since the last look, and all processes.
@@ -520,9 +530,16 @@ fn name_group(path: &Path) -> Result<String, String> {
 
 /// Gives the group to whoever supervises us, to be handed back after a restart. Works with every supervisor that
 /// speaks `sd_notify(3)`.
-fn store(group: &Group) -> bool {
+fn store(group: &Group, is_new: bool) -> bool {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return false;
+    }
+    if is_new {
+        // One that could not be taken back would be handed to the next of us again, under the same name.
+        let _ = sd_notify::notify(&[
+            sd_notify::NotifyState::FdStoreRemove,
+            sd_notify::NotifyState::FdName(KEPT_NAME),
+        ]);
     }
     let state = [sd_notify::NotifyState::FdStore, sd_notify::NotifyState::FdName(KEPT_NAME)];
     match sd_notify::notify_with_fds(&state, &[group.as_fd()]) {

@@ -183,7 +183,7 @@ impl Evidence {
     }
 
     /// A file is no longer at its place and nobody can find its inode again by name.
-    fn unwatch_file(&mut self, version: Version, inode: Inode) {
+    pub fn unwatch_file(&mut self, version: Version, inode: Inode) {
         if let Some(watched) = self.versions.get_mut(&version) {
             watched.files.retain(|file| (file.device, file.inode) != (inode.device, inode.number));
         }

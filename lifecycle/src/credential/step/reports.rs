@@ -124,6 +124,9 @@ impl Target {
         } else if report.refused.as_ref().is_some_and(refuses) {
             self.barred = true;
         }
+        self.unfit.retain(|version| !report.present.contains_key(version) && !report.gone.contains(*version));
+        let refused = crate::credential::rollout::refused(&report);
+        self.unfit.extend(refused.map(|refused| refused.version));
         if let Some(rolled_back) = &report.rolled_back {
             let left = self.left_in.entry(rolled_back.from).or_insert(rolled_back.generation);
             *left = rolled_back.generation.max(*left);
@@ -146,6 +149,7 @@ impl Target {
         self.cleared_gaps.retain(|(v, _)| *v != version);
         self.healthy.retain(|v| *v != version);
         self.left_in.remove(&version);
+        self.unfit.remove(&version);
     }
 
     pub(in crate::credential) fn is_store(&self) -> bool {

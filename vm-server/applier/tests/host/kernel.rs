@@ -452,6 +452,60 @@ fn a_copy_that_still_shows_the_old_version_after_a_boot_is_a_gap_of_that() {
     }
 }
 
+/// A restore, a configuration tool or a file system that comes late brings a file that nobody watches.
+#[test]
+fn a_copy_that_came_to_its_place_behind_our_back_is_a_gap() {
+    if !is_able() {
+        return;
+    }
+    let place = "[set.db]\nrefresh_ms = 200\n\
+        places = [{ path = \"{app}/password\", file = \"password\", kind = \"copy\" }]\n";
+    let mut host = Host::with(place, "");
+    host.up();
+    host.roll_out(1, 1);
+    let copy = host.app_dir().join("password");
+    let bring = |content: String| {
+        let new = copy.with_extension("new");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(&new, &copy).unwrap();
+    };
+    assert!(host.ask(1).sets[&host.set()].gaps.is_empty());
+    bring(secret(1));
+    host.until("a gap of the current version", |report| {
+        report.gaps.iter().any(|gap| gap.versions == [v(1)].into())
+    });
+    host.roll_out(2, 2);
+    let gaps = host.ask(2).sets[&host.set()].gaps.len();
+    bring(secret(1));
+    let report = host.until("another one of the old version", |report| report.gaps.len() > gaps);
+    assert!(report.gaps.iter().all(|gap| gap.versions == [v(1)].into()), "{report:#?}");
+    // What is no version is no matter of ours.
+    bring("something else".to_owned());
+    host.until_report("the repair", |report| report.notices.iter().any(|notice| notice.code == "drift"));
+    assert_eq!(host.db().gaps.len(), gaps + 1);
+}
+
+/// What a start of this boot could not write down was there all the same.
+#[cfg(feature = "failpoints")]
+#[test]
+fn what_a_start_of_this_boot_could_not_write_down_is_a_gap_of_the_next() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with("[set.db]\n", "");
+    host.up();
+    host.roll_out(1, 1);
+    host.boot();
+    let journal = std::fs::read(host.journal()).unwrap();
+    host.up();
+    assert!(host.ask(1).sets[&host.set()].gaps.is_empty(), "nobody could read it before us");
+    host.kill();
+    // As if there had been no room.
+    std::fs::write(host.journal(), journal).unwrap();
+    host.up();
+    host.until("the gap", |report| report.gaps.iter().any(|gap| gap.versions.contains(&v(1))));
+}
+
 /// What was unlinked and not looked for since may have been read in the last moment before.
 #[cfg(feature = "failpoints")]
 #[test]
