@@ -208,10 +208,11 @@ impl Identities {
         Ok(self.store.operators().await?.iter().filter_map(view).collect())
     }
 
-    /// Ends an identity at once. False when there is none of that id, or it ended before.
+    /// Ends an identity at once, unless it is the last good admin: nobody could let anybody in any more. False when
+    /// there is none of that id, or it ended before.
     pub async fn revoke_operator(&self, id: &str, by: &str, now: UnixMillis) -> Result<bool, StoreError> {
         let audit = audit(now, by, "operator_revoke", format!("operator/{id}"), String::new());
-        self.store.revoke_operator(id, now.0, audit).await
+        self.store.revoke_operator(id, role_word(Role::Admin), now.0, audit).await
     }
 }
 

@@ -240,15 +240,21 @@ pub(crate) async fn revoke_operator(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Answer<Done> {
-    if app.identities.revoke_operator(&id, &caller.actor(), UnixMillis::now()).await? {
-        Ok(done("revoked"))
-    } else {
-        Err(Failure::new(
+    match app.identities.revoke_operator(&id, &caller.actor(), UnixMillis::now()).await {
+        Ok(true) => Ok(done("revoked")),
+        Ok(false) => Err(Failure::new(
             404,
             "not_found",
             "there is no such operator, or it was revoked before",
             "see `esoctl operator list`",
-        ))
+        )),
+        Err(error @ store::StoreError::LastOf { .. }) => Err(Failure::new(
+            409,
+            "last_admin",
+            format!("{error}: without it nobody could let anybody in"),
+            "let another one in first with `esoctl operator add NAME --role admin`, then revoke this one",
+        )),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -36,6 +36,9 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a data directory: key, database, certificate authority, the first admin's credentials for esoctl.
+    ///
+    /// What is there already is kept. A new admin, where the certificate of the first is lost or has ended: stop
+    /// `serve`, move DATA/admin away, run `init` again with the same --url, and revoke the old one by `esoctl operator`.
     Init(Init),
     /// Serve.
     Serve(Box<Serve>),

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use eso_control_plane::settings::{Backup, Init, Restore};
 use eso_control_plane::{ServeError, backup, restore, serve};
 use esoctl::{Exit, Streams};
-use protocol::api::{AuditPage, BackedUp, Changes, Status};
+use protocol::api::{AuditPage, BackedUp, Changes, OperatorView, Status};
 use world::{World, data, init, settings};
 
 async fn esoctl(world: &World, arguments: &[&str]) -> (Exit, String, String) {
@@ -69,6 +69,51 @@ async fn a_directory_is_made_once_and_init_again_changes_nothing() {
         let mode = std::fs::metadata(directory.path().join("data").join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }
+}
+
+/// The way that `init` names to a new admin, who ends the old one.
+#[tokio::test]
+async fn an_admin_who_lost_the_certificate_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(init(&directory).await.to_string().contains("Keep a copy of the key"));
+    let told = init(&directory).await.to_string();
+    let admin = directory.path().join("data/admin");
+    assert!(
+        told.contains("nothing was made") && told.contains(&format!("move {} away", admin.display())),
+        "{told}"
+    );
+    let lost = directory.path().join("lost");
+    std::fs::rename(&admin, &lost).unwrap();
+    assert!(!init(&directory).await.before);
+
+    let world = World::serve(directory).await;
+    let read = |name| std::fs::read_to_string(lost.join(name)).unwrap();
+    let identity = transport::TlsIdentity::from_pem(&read("cert.pem"), &read("key.pem")).unwrap();
+    let thief = world::Caller { client: world.client(Some(&identity)), ..world.admin() };
+    assert_eq!(thief.get("/v1/whoami").await.status(), 200);
+    let all: Vec<OperatorView> = world.admin().get("/v1/operators").await.json().await.unwrap();
+    let old = all.iter().min_by_key(|row| row.created_at).unwrap();
+    let (exit, out, err) = esoctl(&world, &["operator", "revoke", &old.id]).await;
+    assert_eq!(exit, Exit::Done, "{out}{err}");
+    assert_eq!(thief.get("/v1/whoami").await.status(), 401);
+    assert_eq!(world.admin().get("/v1/whoami").await.status(), 200);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_admin_is_not_revoked_and_is_told_whom_to_let_in_first() {
+    let world = World::start().await;
+    let all: Vec<OperatorView> = world.admin().get("/v1/operators").await.json().await.unwrap();
+    let revoke = ["operator", "revoke", &all[0].id];
+    let (exit, out, err) = esoctl(&world, &revoke).await;
+    assert_eq!(exit, Exit::Refused, "{out}{err}");
+    assert!(err.contains("(last_admin)") && err.contains("esoctl operator add NAME --role admin"), "{err}");
+    assert_eq!(esoctl(&world, &["whoami"]).await.0, Exit::Done);
+    let (other, _) = world.operator(protocol::api::Role::Admin).await;
+    assert_eq!(esoctl(&world, &revoke).await.0, Exit::Done);
+    assert_eq!(esoctl(&world, &["whoami"]).await.0, Exit::Forbidden);
+    assert_eq!(other.get("/v1/operators").await.status(), 200);
+    world.stop().await;
 }
 
 #[tokio::test]
