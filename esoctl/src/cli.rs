@@ -326,10 +326,13 @@ pub struct Audit {
     /// Only of this subject, for example credential/orders-db
     #[arg(long)]
     pub subject: Option<String>,
-    /// Rows after this one
-    #[arg(long, default_value_t = 0)]
-    pub after: u64,
-    /// At most so many
+    /// Rows after this one, from there on, instead of the newest
+    #[arg(long, value_name = "ROW")]
+    pub after: Option<u64>,
+    /// Only of the time since then, for example 2h
+    #[arg(long, value_name = "SPAN", conflicts_with = "after")]
+    pub since: Option<Span>,
+    /// At most so many: the newest, or the first after `--after`
     #[arg(long, default_value_t = 10_000)]
     pub limit: u32,
 }

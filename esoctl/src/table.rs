@@ -1,5 +1,6 @@
 //! Answers for people: aligned columns, ages instead of points in time, nothing that could drive a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use protocol::UnixMillis;
@@ -87,12 +88,12 @@ fn facts(facts: &[(&str, String)]) -> String {
     })
 }
 
-fn counts<K: Serialize>(counts: &std::collections::BTreeMap<K, u32>) -> String {
+fn counts<K: Serialize>(counts: &BTreeMap<K, u32>) -> String {
     let words: Vec<_> = counts.iter().map(|(key, count)| format!("{count} {}", word(key))).collect();
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }
 
-fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {
+fn labels(labels: &BTreeMap<String, String>) -> String {
     let words: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
@@ -197,7 +198,7 @@ fn version_row(row: &VersionDetail, now: UnixMillis) -> [String; 5] {
     }
     flags.extend(row.holds.iter().map(|hold| format!("held by {}", hold.by)));
     flags.extend(measured(&row.figures));
-    let mut targets = std::collections::BTreeMap::new();
+    let mut targets = BTreeMap::new();
     for delivery in &row.deliveries {
         *targets.entry(delivery.phase).or_insert(0) += 1;
     }
@@ -373,6 +374,29 @@ impl Shown for HostDetail {
             text.push_str(&table(["NOTICE", "WHAT TO KNOW"], rows.collect(), ""));
         }
         text
+    }
+}
+
+/// Writes the names of hosts in place of their ids, where no other host has the name.
+pub fn name_hosts(page: &mut AuditPage, hosts: &[HostSummary]) {
+    let mut ids: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for host in hosts {
+        ids.entry(&host.name).or_default().push(host.id.to_string());
+    }
+    let unique = ids.into_iter().filter_map(|(name, ids)| Some((<[String; 1]>::try_from(ids).ok()?, name)));
+    let names: BTreeMap<String, &str> = unique.map(|([id], name)| (id, name)).collect();
+    let rewrite = |text: &mut String| {
+        // Each piece ends with the first character that can be of no id.
+        let pieces = text.split_inclusive(|c: char| !c.is_ascii_hexdigit()).map(|piece| {
+            let id = piece.trim_end_matches(|c: char| !c.is_ascii_hexdigit());
+            names.get(id).map_or_else(|| piece.to_owned(), |name| piece.replacen(id, name, 1))
+        });
+        *text = pieces.collect();
+    };
+    for row in &mut page.entries {
+        rewrite(&mut row.actor);
+        rewrite(&mut row.subject);
+        rewrite(&mut row.detail);
     }
 }
 

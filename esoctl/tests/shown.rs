@@ -246,7 +246,28 @@ fn audit() {
         detail: "demand".to_owned(),
         link: "00".to_owned(),
     };
-    insta::assert_snapshot!(AuditPage { entries: vec![entry], next: None }.shown(NOW));
+    insta::assert_snapshot!(AuditPage { entries: vec![entry], next: None, previous: None }.shown(NOW));
+}
+
+#[test]
+fn the_audit_log_names_hosts_where_one_alone_has_the_name() {
+    let other = HostSummary { id: HostId([1; 32]), name: "twin".to_owned(), ..host() };
+    let hosts = [host(), HostSummary { id: HostId([2; 32]), ..other.clone() }, other];
+    let (id, twin) = (hosts[0].id, hosts[1].id);
+    let entry = AuditEntry {
+        sequence: 1,
+        at: NOW,
+        actor: format!("host:{id}"),
+        action: "order_refused".to_owned(),
+        subject: format!("host/{twin}"),
+        detail: format!("{id}, a{id} and {id}0: {id}"),
+        link: "00".to_owned(),
+    };
+    let mut page = AuditPage { entries: vec![entry], next: None, previous: None };
+    esoctl::table::name_hosts(&mut page, &hosts);
+    let [row] = &page.entries[..] else { unreachable!() };
+    assert_eq!((row.actor.as_str(), row.subject.clone()), ("host:web-1", format!("host/{twin}")));
+    assert_eq!(row.detail, format!("web-1, a{id} and {id}0: web-1"));
 }
 
 #[test]

@@ -219,6 +219,17 @@ impl Handle {
         crate::views::audit_page(&self.store, after, limit, subject).await
     }
 
+    /// The newest `limit` rows of the audit log before row `before`, or of all, oldest first; of one subject if it is
+    /// named.
+    pub async fn audit_before(
+        &self,
+        before: Option<u64>,
+        limit: u32,
+        subject: Option<String>,
+    ) -> Result<AuditPage, HandleError> {
+        crate::views::audit_page_before(&self.store, before, limit, subject).await
+    }
+
     /// Mint a new version and roll it out. `deadline` only with `compromised`.
     pub async fn rotate(
         &self,

@@ -64,7 +64,24 @@ pub(crate) async fn audit_page(
     let rows = store.audit_rows(after, limit, subject).await.map_err(from_store)?;
     let full = rows.len() == limit as usize;
     let next = rows.last().filter(|_| full).map(|row| row.sequence);
-    let entries = rows.into_iter().map(|row| AuditEntry {
+    Ok(AuditPage { entries: rows.into_iter().map(audit_entry).collect(), next, previous: None })
+}
+
+pub(crate) async fn audit_page_before(
+    store: &Store,
+    before: Option<u64>,
+    limit: u32,
+    subject: Option<String>,
+) -> Result<AuditPage, HandleError> {
+    let limit = limit.clamp(1, AUDIT_ROWS_MAX);
+    let rows = store.audit_rows_before(before, limit, subject).await.map_err(from_store)?;
+    let full = rows.len() == limit as usize;
+    let previous = rows.first().filter(|_| full).map(|row| row.sequence);
+    Ok(AuditPage { entries: rows.into_iter().map(audit_entry).collect(), next: None, previous })
+}
+
+fn audit_entry(row: store::AuditRow) -> AuditEntry {
+    AuditEntry {
         sequence: row.sequence,
         at: UnixMillis(row.entry.at_ms),
         actor: row.entry.actor,
@@ -72,8 +89,7 @@ pub(crate) async fn audit_page(
         subject: row.entry.subject,
         detail: row.entry.detail,
         link: row.link,
-    });
-    Ok(AuditPage { entries: entries.collect(), next })
+    }
 }
 
 impl World {

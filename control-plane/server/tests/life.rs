@@ -284,6 +284,42 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
     world.stop().await;
 }
 
+/// More rows than one page of the API has.
+#[tokio::test]
+async fn the_audit_log_shows_the_newest_rows_in_the_order_of_time() {
+    let directory = tempfile::tempdir().unwrap();
+    init(&directory).await;
+    let data = data(&directory);
+    let store = store::Store::open(data.database(), data.read_key().unwrap()).await.unwrap();
+    let long_ago = store::Audit { at_ms: 1, actor: "past".to_owned(), ..store::Audit::default() };
+    for _ in 0..1001 {
+        store.audit(long_ago.clone()).await.unwrap();
+    }
+    drop(store);
+    let world = World::serve(directory).await;
+    let host = world.host("web-1").await;
+    let rows = async |arguments: &[&str]| {
+        let arguments = [&["audit", "-o", "json"], arguments].concat();
+        let (exit, out, err) = esoctl(&world, &arguments).await;
+        assert_eq!(exit, Exit::Done, "{err}");
+        let page: AuditPage = serde_json::from_str(&out).unwrap();
+        page.entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>()
+    };
+    let all = rows(&[]).await;
+    let newest = *all.last().unwrap();
+    assert_eq!(all, (1..=newest).collect::<Vec<_>>());
+    assert_eq!(rows(&["--limit", "3"]).await, [newest - 2, newest - 1, newest]);
+    assert_eq!(rows(&["--limit", "1002"]).await, (newest - 1001..=newest).collect::<Vec<_>>());
+    assert_eq!(rows(&["--after", "2", "--limit", "2"]).await, [3, 4]);
+    let recent = rows(&["--since", "1h"]).await;
+    assert_eq!((recent[0] > 1001, recent.last()), (true, Some(&newest)));
+    let subject = format!("host/{}", host.id);
+    assert_eq!(rows(&["--subject", &subject, "--limit", "1"]).await.len(), 1);
+    let (_, out, _) = esoctl(&world, &["audit", "--limit", "9"]).await;
+    assert!(out.contains("host/web-1") && !out.contains(&host.id.to_string()), "{out}");
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn metrics_are_for_scrapers_and_parse() {
     let world = World::start().await;

@@ -539,6 +539,9 @@ pub struct AuditPage {
     pub entries: Vec<AuditEntry>,
     /// Give this as `after` for the next page; none at the end.
     pub next: Option<u64>,
+    /// Where `last` was asked for: give this as `before` for the page before; none at the beginning.
+    #[serde(default)]
+    pub previous: Option<u64>,
 }
 
 /// Somebody who may use the API.
