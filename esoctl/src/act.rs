@@ -257,7 +257,7 @@ impl Act<'_, '_> {
     }
 
     async fn source(&mut self, command: cli::Source) -> Result<Exit, ClientError> {
-        let cli::Source::Refresh { name, all: _ } = command;
+        let cli::Source::Refresh(cli::Refresh { name, all: _ }) = command;
         match name {
             Some(name) => self.post::<Done>(&["sources", name.as_str(), "refresh"], None::<&()>).await,
             None => self.post::<Done>(&["sources", "refresh"], None::<&()>).await,

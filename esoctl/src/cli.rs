@@ -310,14 +310,18 @@ pub enum Host {
 #[derive(Debug, Subcommand)]
 pub enum Source {
     /// Look at a source now, whatever the waiting
-    Refresh {
-        /// The credential that it feeds
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        name: Option<CredentialName>,
-        /// All of them
-        #[arg(long)]
-        all: bool,
-    },
+    Refresh(Refresh),
+}
+
+/// `source refresh`
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Refresh {
+    /// The credential that it feeds
+    pub name: Option<CredentialName>,
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `audit`

@@ -463,7 +463,7 @@ async fn mistakes_have_codes_and_say_what_to_do() {
         (&["why", "orders-db"], Exit::Usage, "write NAME@VERSION"),
         (&["credential", "retire", "a@1", "--reason", "x"], Exit::Usage, "--force"),
         (&["credential", "rotate", "a", "--deadline", "1h"], Exit::Usage, "--compromised"),
-        (&["source", "refresh"], Exit::Usage, "required arguments"),
+        (&["source", "refresh"], Exit::Usage, "<NAME|--all>"),
         (&["status", "--config", &typo], Exit::Usage, "unknown field `sever`"),
         (&["status", "--config", &http], Exit::Usage, "write https://NAME:PORT"),
         (&["status", "--config", &no_ca], Exit::Usage, "failed to read the certificate authority"),

@@ -699,7 +699,8 @@ async fn a_source_is_looked_at(world: &mut World) {
         .await;
     std::fs::write(directory.join("password"), "of-the-mail").unwrap();
     world.refuses(&["source", "refresh", "orders"], Exit::Missing, "orders").await;
-    world.refuses(&["source", "refresh"], Exit::Usage, "<NAME>").await;
+    world.refuses(&["source", "refresh"], Exit::Usage, "--all").await;
+    world.refuses(&["source", "refresh", "orders-db"], Exit::Refused, "(no_source)").await;
     world.does(&["source", "refresh", "mail"]).await;
     world
         .until::<CredentialDetail>("the value is taken", &["credential", "show", "mail"], |detail| {
