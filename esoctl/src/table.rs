@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 
 use protocol::UnixMillis;
 use protocol::api::{
-    AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, DeliveryView, Done, DryRun,
-    EnrolTokenIssued, Figures, HolderView, HostDetail, HostSummary, Imported, OperatorIssued, OperatorView,
-    PendingVersion, RolloutView, Rotated, Status, Stuck, VersionDetail, Whoami, Why,
+    AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, DeliveryPhase, DeliveryView, Done,
+    DryRun, EnrolTokenIssued, Figures, HolderView, HostDetail, HostSummary, Imported, OperatorIssued,
+    OperatorView, PendingVersion, Refusal, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase,
+    Whoami, Why,
 };
 use serde::Serialize;
 
@@ -109,6 +110,21 @@ fn stuck(stuck: &[Stuck]) -> String {
     })
 }
 
+/// A line for each credential: hundreds of hosts may refuse for one reason.
+fn refused(refusals: &[Refusal]) -> String {
+    refusals.chunk_by(|a, b| a.credential == b.credential).fold(String::new(), |mut text, refusals| {
+        let [first, others @ ..] = refusals else { return text };
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let Refusal { credential, version, name, reason } = first;
+        let (name, reason) = (plain(name), plain(reason));
+        let _ = writeln!(
+            text,
+            "refused  {credential}@{version} by {name}{more}: {reason}; see `esoctl credential show {credential}`"
+        );
+        text
+    })
+}
+
 impl<T: Shown + ?Sized> Shown for &T {
     fn shown(&self, now: UnixMillis) -> String {
         (**self).shown(now)
@@ -130,6 +146,7 @@ impl Shown for Status {
             text.push_str("starting      waits for reachable targets; nothing goes out meanwhile\n");
         }
         text.push_str(&stuck(&self.stuck));
+        text.push_str(&refused(&self.refusals));
         for fault in &self.resource_faults {
             let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
             let _ = writeln!(text, "fault  {}{line}: {}", plain(&fault.file), plain(&fault.message));
@@ -180,6 +197,13 @@ impl Shown for CredentialDetail {
             rows.collect(),
             "no versions yet; `esoctl credential rotate` makes one",
         ));
+        // A rollout shows each target with its reason.
+        let rolling = self.rollout.as_ref().map(|rollout| rollout.version);
+        let left_out = refusing(self.versions.iter().filter(|row| Some(row.version) != rolling));
+        if !left_out.is_empty() {
+            text.push('\n');
+            text.push_str(&table(["VERSION", "REFUSED BY", "REASON"], left_out, ""));
+        }
         if let Some(rollout) = &self.rollout {
             text.push('\n');
             text.push_str(&rollout.shown(now));
@@ -204,6 +228,18 @@ fn version_row(row: &VersionDetail, now: UnixMillis) -> [String; 5] {
     }
     let flags = if flags.is_empty() { "-".to_owned() } else { flags.join(", ") };
     [row.version.to_string(), word(&row.phase), age(now, row.since), flags, counts(&targets)]
+}
+
+/// Which targets do not take which version, and why. What has ended is nobody's matter any more.
+fn refusing<'a>(versions: impl Iterator<Item = &'a VersionDetail>) -> Vec<[String; 3]> {
+    let alive = versions.filter(|row| !matches!(row.phase, VersionPhase::Retired | VersionPhase::Erased));
+    let rows = alive.flat_map(|row| {
+        let refused = row.deliveries.iter().filter(|delivery| delivery.phase == DeliveryPhase::Refused);
+        refused.map(|delivery| {
+            [row.version.to_string(), delivery.name.clone(), or_dash(delivery.reason.as_ref())]
+        })
+    });
+    rows.collect()
 }
 
 fn deliveries(deliveries: &[DeliveryView]) -> String {
@@ -361,6 +397,15 @@ impl Shown for HostDetail {
         });
         let heading = ["SET", "CURRENT", "ADOPTED", "PRESENT", "EVIDENCE", "HOLDERS", "GAPS"];
         text.push_str(&table(heading, rows.collect(), "no sets"));
+        let refused = self.reports.iter().filter_map(|(set, report)| {
+            let lifecycle::report::Refused { version, code, message, .. } = report.refused.as_ref()?;
+            Some([set.to_string(), version.to_string(), format!("{code}: {message}")])
+        });
+        let refused: Vec<_> = refused.collect();
+        if !refused.is_empty() {
+            text.push('\n');
+            text.push_str(&table(["SET", "VERSION", "REFUSED"], refused, ""));
+        }
         if !self.means.is_empty() {
             let used = |used| if used { "yes" } else { "no" }.to_owned();
             let rows =

@@ -12,12 +12,13 @@ use lifecycle::{Epoch, Evidence, Generation, Version};
 use protocol::api::{
     AuditEntry, AuditPage, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary,
     DeliveryPhase, DeliveryView, Figures, HeldBy, HolderView, HostDetail, HostPhase, HostSummary,
-    PendingVersion, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase,
-    Why,
+    PendingVersion, Refusal, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail,
+    VersionPhase, Why,
 };
 use protocol::report::{Means, Notice};
 use protocol::{HostId, InstallationId, UnixMillis};
 
+const REFUSED: &str = "refused 7: not_in_policy: this host's policy has no such set";
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
 #[allow(clippy::unnecessary_wraps, reason = "every place that it is for is optional")]
@@ -158,6 +159,15 @@ fn host() -> HostSummary {
     }
 }
 
+fn refusal(credential: &str, name: &str) -> Refusal {
+    Refusal {
+        credential: credential.parse().unwrap(),
+        version: v(7),
+        name: name.to_owned(),
+        reason: "not_in_policy: this host's policy has no such set".to_owned(),
+    }
+}
+
 #[test]
 fn status() {
     let status = Status {
@@ -174,6 +184,11 @@ fn status() {
             reason: "the server refuses the minter".to_owned(),
             action: "grant it CREATEROLE, then `esoctl credential rotate mail`".to_owned(),
         }],
+        refusals: vec![
+            refusal("orders-db", "web-4"),
+            refusal("orders-db", "web-5"),
+            refusal("mail", "web-4"),
+        ],
         resource_faults: vec![ResourceFault {
             file: "orders.yaml".to_owned(),
             line: Some(12),
@@ -205,6 +220,17 @@ fn credential() {
 }
 
 #[test]
+fn who_does_not_take_a_version_is_shown_with_the_reason() {
+    let refuses = |phase, number| {
+        let mut refused = delivery("web-4", DeliveryPhase::Refused, false);
+        refused.reason = Some(REFUSED.to_owned());
+        VersionDetail { deliveries: vec![refused], ..version(number, phase) }
+    };
+    let versions = vec![refuses(VersionPhase::Active, 7), refuses(VersionPhase::Retired, 6)];
+    insta::assert_snapshot!(CredentialDetail { versions, ..quiet() }.shown(NOW));
+}
+
+#[test]
 fn pending_and_why() {
     let pending = PendingVersion { why: why(), since: ago(7_400), holders: vec![holder()] };
     insta::assert_snapshot!(vec![pending].shown(NOW));
@@ -220,6 +246,12 @@ fn hosts() {
         evidence: Evidence::Kernel,
         ..lifecycle::SetReport::default()
     };
+    report.refused = Some(lifecycle::report::Refused {
+        generation: Generation::new(1, 9),
+        version: v(8),
+        code: "clock_off".to_owned(),
+        message: "this host's clock is 9 s behind; set it".to_owned(),
+    });
     report.present.insert(v(6), lifecycle::EffectId(1));
     report.present.insert(v(7), lifecycle::EffectId(2));
     let reports = BTreeMap::from([("orders-db".parse().unwrap(), report)]);
@@ -401,7 +433,7 @@ fn a_rotation_that_left_a_target_out_says_which_and_why() {
     let mut state = quiet();
     state.summary.current = Some(v(7));
     let mut refused = delivery("web-4", DeliveryPhase::Refused, false);
-    refused.reason = Some("refused 7: not_in_policy: this host's policy has no such set".to_owned());
+    refused.reason = Some(REFUSED.to_owned());
     let new = VersionDetail {
         deliveries: vec![delivery("web-1", DeliveryPhase::Adopted, true), refused],
         ..version(7, VersionPhase::Active)

@@ -10,7 +10,7 @@ use lifecycle::{CredentialName, Evidence, SetReport, TargetId, Version};
 use protocol::api::AuditPage;
 use protocol::api::view::{
     AuditEntry, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary, DeliveryPhase,
-    DeliveryView, DryRun, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion,
+    DeliveryView, DryRun, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion, Refusal,
     ResourceFault, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase, Why,
 };
 use protocol::{HostId, UnixMillis};
@@ -105,10 +105,11 @@ impl World {
 
     pub(crate) fn status(&self) -> Status {
         let mut credentials = BTreeMap::new();
-        let mut stuck = Vec::new();
+        let (mut stuck, mut refusals) = (Vec::new(), Vec::new());
         for (name, owned) in &self.owned {
             *credentials.entry(phase(owned)).or_insert(0) += 1;
             stuck.extend(stuck_of(name, owned));
+            refusals.extend(self.refusals(name, owned));
         }
         let mut hosts = BTreeMap::new();
         for host in self.hosts.values() {
@@ -125,8 +126,33 @@ impl World {
             hosts,
             pending_versions: u32::try_from(pending).unwrap_or(u32::MAX),
             stuck,
+            refusals,
             resource_faults: self.resource_faults(),
         }
+    }
+
+    /// Targets that should have a version, do not take it, and were not excused.
+    fn refusals(&self, name: &CredentialName, owned: &Owned) -> Vec<Refusal> {
+        let state = &owned.kept.state;
+        let rolling = state.rollout().and_then(|rollout| rollout.version);
+        let Some(version) = rolling.or(state.active()) else { return Vec::new() };
+        let counts = |target: &TargetView| {
+            target.delivery == Some(Delivery::Refused)
+                && target.selected
+                && !target.retired
+                && !target.excused.contains(&version)
+        };
+        let one = |target: TargetView| {
+            let said = state.report(&target.target).and_then(|report| report.refused.as_ref());
+            let reason = said.map(|refused| format!("{}: {}", refused.code, refused.message));
+            Refusal {
+                credential: name.clone(),
+                version,
+                name: self.target_name(&target.target),
+                reason: reason.or(target.note).unwrap_or_else(|| "no reason is known".to_owned()),
+            }
+        };
+        state.targets().filter(counts).map(one).collect()
     }
 
     fn resource_faults(&self) -> Vec<ResourceFault> {
@@ -221,7 +247,12 @@ impl World {
         let Some(rollout) = owned.kept.state.rollout() else { return Ok(None) };
         let version = rollout.version.unwrap_or_else(|| next_version(owned));
         let missing: Vec<String> = rollout.missing.iter().map(|target| self.target_name(target)).collect();
-        let waits = (!missing.is_empty()).then(|| format!("goes on without {}", missing.join(", ")));
+        let missing = (!missing.is_empty()).then(|| format!("goes on without {}", missing.join(", ")));
+        let refusals = self.refusals(name, owned);
+        let refusals =
+            refusals.into_iter().map(|refusal| format!("{} refused: {}", refusal.name, refusal.reason));
+        let waits: Vec<String> = missing.into_iter().chain(refusals).collect();
+        let waits = (!waits.is_empty()).then(|| waits.join("; "));
         Ok(Some(RolloutView {
             credential: name.clone(),
             version,

@@ -60,6 +60,9 @@ pub struct Status {
     pub pending_versions: u32,
     /// What cannot go on without an operator.
     pub stuck: Vec<Stuck>,
+    /// Targets that do not take the version that they should have.
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
     /// Resources that were not taken; the last good ones stay in force.
     pub resource_faults: Vec<ResourceFault>,
 }
@@ -75,6 +78,19 @@ pub struct Stuck {
     pub reason: String,
     /// What the operator does.
     pub action: String,
+}
+
+/// A target that does not take a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refusal {
+    /// Of which credential.
+    pub credential: CredentialName,
+    /// Which version.
+    pub version: Version,
+    /// What people call the target.
+    pub name: String,
+    /// The target's stable word and what it says.
+    pub reason: String,
 }
 
 /// A resource that was not taken.
