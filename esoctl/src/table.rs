@@ -289,9 +289,10 @@ fn blockers(blockers: &[Blocker], now: UnixMillis) -> String {
         // Some blockers are nobody's: then the words say it all, once.
         let nobody = blocker.name.is_none() && blocker.detail.as_ref() == Some(&blocker.who);
         let who = if nobody { "-" } else { blocker.name.as_ref().unwrap_or(&blocker.who) }.to_owned();
-        [word(&blocker.clause), who, age(now, blocker.since), or_dash(blocker.detail.as_ref())]
+        let (detail, remedy) = (or_dash(blocker.detail.as_ref()), or_dash(blocker.remedy.as_ref()));
+        [word(&blocker.clause), who, age(now, blocker.since), detail, remedy]
     });
-    table(["CLAUSE", "WHO", "SINCE", "DETAIL"], rows.collect(), "nothing keeps it alive")
+    table(["CLAUSE", "WHO", "SINCE", "DETAIL", "TO END IT"], rows.collect(), "nothing keeps it alive")
 }
 
 impl Shown for Why {

@@ -115,8 +115,11 @@ fn why() -> Why {
                 clause: Clause::NoHolder,
                 who: "0f".repeat(32),
                 name: Some("web-2".to_owned()),
-                detail: Some("unit:legacy.service:3f9c".to_owned()),
+                detail: Some("unit:legacy.service:3f9c: pid 4711".to_owned()),
                 since: ago(7_300),
+                remedy: Some(
+                    "esoctl holders clear orders-db web-2 unit:legacy.service:3f9c --reason WHY".to_owned(),
+                ),
             },
             Blocker {
                 clause: Clause::Grace,
@@ -124,6 +127,7 @@ fn why() -> Why {
                 name: None,
                 detail: Some("4 m of 5 m left".to_owned()),
                 since: ago(59),
+                remedy: None,
             },
         ],
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lifecycle::credential::view::{
     Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView,
 };
-use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage};
+use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage, Word};
 use lifecycle::{CredentialName, Evidence, SetReport, TargetId, Version};
 use protocol::api::AuditPage;
 use protocol::api::view::{
@@ -276,7 +276,7 @@ impl World {
                         credential: name.clone(),
                         version,
                         phase: version_phase(&view),
-                        blockers: self.blockers(blockers),
+                        blockers: self.blockers(name, version, blockers),
                     },
                     holders: self.holders_of(name, owned, version),
                 });
@@ -289,19 +289,43 @@ impl World {
         let state = &self.find(name)?.kept.state;
         let view = state.version(version);
         let view = view.ok_or_else(|| HandleError::Missing(format!("version {version} of {name}")))?;
-        let blockers = self.blockers(state.why_not(version, self.clock.now()));
+        let blockers = self.blockers(name, version, state.why_not(version, self.clock.now()));
         Ok(Why { credential: name.clone(), version, phase: version_phase(&view), blockers })
     }
 
-    fn blockers(&self, blockers: Vec<lifecycle::credential::Blocker>) -> Vec<Blocker> {
+    fn blockers(
+        &self,
+        credential: &CredentialName,
+        version: Version,
+        blockers: Vec<lifecycle::credential::Blocker>,
+    ) -> Vec<Blocker> {
         let one = |blocker: lifecycle::credential::Blocker| Blocker {
             clause: clause(blocker.clause),
             name: blocker.target.as_ref().map(|target| self.target_name(target)),
+            remedy: self.remedy(credential, version, &blocker),
             who: blocker.target.as_ref().map_or_else(|| blocker.who.clone(), ToString::to_string),
             detail: Some(blocker.who),
             since: Some(self.clock.wall(blocker.since)),
         };
         blockers.into_iter().map(one).collect()
+    }
+
+    /// The command of esoctl that ends it.
+    fn remedy(
+        &self,
+        credential: &CredentialName,
+        version: Version,
+        blocker: &lifecycle::credential::Blocker,
+    ) -> Option<String> {
+        let target = || Some(quoted(&self.target_name(blocker.target.as_ref()?)));
+        let credential = quoted(credential.as_str());
+        Some(match blocker.word.as_ref()? {
+            Word::Clear(id) => {
+                format!("esoctl holders clear {credential} {} {} --reason WHY", target()?, quoted(id))
+            }
+            Word::Unhold => format!("esoctl credential unhold {credential}@{version}"),
+            Word::Excuse => format!("esoctl host excuse {} {credential}@{version} --reason WHY", target()?),
+        })
     }
 
     pub(crate) fn holders(&self, name: Option<&CredentialName>) -> Vec<HolderView> {
@@ -567,6 +591,15 @@ fn summary(name: &CredentialName, owned: &Owned) -> CredentialSummary {
     }
 }
 
+/// As one word for a shell: names of units may have a backslash, and what a host names must run nothing.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/@+,=".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 fn stuck_of(name: &CredentialName, owned: &Owned) -> Vec<Stuck> {
     let state = &owned.kept.state;
     let whole = state.stuck().map(|stuck| (None, stuck.clone()));
@@ -634,4 +667,18 @@ fn next_version(owned: &Owned) -> Version {
     let epoch = state.epoch().counter;
     let newest = state.versions().map(|view| view.version).filter(|version| version.epoch == epoch).max();
     Version::new(epoch, newest.map_or(1, |version| version.number + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_names_is_one_word_of_a_command() {
+        assert_eq!(quoted("unit:orders.service:3f9c"), "unit:orders.service:3f9c");
+        assert_eq!(quoted(r"unit:a\x2db.service"), r"'unit:a\x2db.service'");
+        assert_eq!(quoted("a; $(rm -r b)"), "'a; $(rm -r b)'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted("~"), "'~'");
+    }
 }

@@ -377,6 +377,9 @@ pub struct Blocker {
     pub detail: Option<String>,
     /// Since when.
     pub since: Option<UnixMillis>,
+    /// The command that ends it, where an operator's word can: for who knows that it is so.
+    #[serde(default)]
+    pub remedy: Option<String>,
 }
 
 /// Why a version is not retired.
