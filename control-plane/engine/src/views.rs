@@ -51,7 +51,14 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::NotEmpty => ("not_empty", "import into a new credential"),
         IllegalEvent::OldEpoch { .. } => ("old_epoch", "restore a newer backup"),
     };
-    HandleError::Refused { code: code.to_owned(), message: illegal.to_string(), action: action.to_owned() }
+    let message = illegal.to_string();
+    match illegal {
+        IllegalEvent::UnknownVersion(_)
+        | IllegalEvent::UnknownTarget(_)
+        | IllegalEvent::UnknownHolder { .. }
+        | IllegalEvent::UnknownGap { .. } => HandleError::Unknown { code, message, action },
+        _ => HandleError::Refused { code: code.to_owned(), message, action: action.to_owned() },
+    }
 }
 
 pub(crate) async fn audit_page(

@@ -212,7 +212,7 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
     let id = host.id.to_string();
     let bundle = world.directory.path().join("bundle.json");
     let bundle = bundle.to_str().unwrap();
-    let cases: [(&[&str], Exit, &str); 17] = [
+    let cases: [(&[&str], Exit, &str); 18] = [
         (&["status"], Exit::Done, "epoch         1"),
         (&["whoami"], Exit::Done, "admin"),
         (&["credential", "list"], Exit::Done, "no credentials"),
@@ -231,7 +231,8 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
             "eso-vm-applier enroll",
         ),
         (&["host", "enroll-token", "web-2", "--out", bundle], Exit::Failed, "failed to write the bundle"),
-        (&["host", "enroll-token", "a b"], Exit::Refused, "cannot name a host"),
+        (&["host", "enroll-token", "a b"], Exit::Usage, "cannot name a host"),
+        (&["host", "label", "web-1", "a b=c"], Exit::Usage, "cannot name a host or a label"),
         (&["source", "refresh", "--all"], Exit::Done, "0 sources"),
         (
             &["holders", "clear", "orders", "web-1", "unit:x", "--reason", "gone"],

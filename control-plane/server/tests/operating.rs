@@ -477,6 +477,10 @@ async fn who_is_left_is_answered_for(world: &mut World, two: &Host) {
     let [first, second] = ["web-1", "web-2"];
     // It is held because it was imported, and then because two applications still have it.
     let why = world.reads::<Why>(&["why", "orders-db@0"]).await;
+    for (verb, more) in [("hold", &REASON[..]), ("unhold", &[])] {
+        let arguments = [&["credential", verb, "orders-db@1234"], more].concat();
+        world.refuses(&arguments, Exit::Missing, "(unknown_version)").await;
+    }
     let hold = why.blockers.iter().find(|blocker| blocker.clause == protocol::api::view::Clause::NoHold);
     let remedy = hold.and_then(|blocker| blocker.remedy.as_deref());
     assert_eq!(remedy, Some("esoctl credential unhold orders-db@0"), "{why:?}");
