@@ -130,6 +130,25 @@ async fn init_again_with_another_address_says_what_to_correct() {
 }
 
 #[tokio::test]
+#[test]
+fn what_nobody_could_call_is_no_url_of_ours() {
+    use clap::Parser as _;
+    let parsed = |command: &str, url: &str| {
+        eso_control_plane::settings::Cli::try_parse_from(["eso-control-plane", command, "--url", url])
+    };
+    for command in ["init", "serve"] {
+        for url in ["https://localhost:1", "https://[::1]:8443", "https://eso.example.org"] {
+            parsed(command, url).unwrap();
+        }
+        for url in
+            ["nonsense", "http://localhost:1", "localhost:8443", "https://", "https://:1", "https:///a", ""]
+        {
+            let told = parsed(command, url).unwrap_err().to_string();
+            assert!(told.contains("write https://NAME:PORT"), "{url}: {told}");
+        }
+    }
+}
+
 async fn what_cannot_be_served_is_refused_with_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let refuse = async |directory: &tempfile::TempDir| {
