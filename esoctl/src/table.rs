@@ -470,10 +470,7 @@ impl Shown for Done {
 
 impl Shown for Rotated {
     fn shown(&self, _: UnixMillis) -> String {
-        match self.version {
-            Some(version) => format!("version {version}: {}\n", plain(&self.message)),
-            None => format!("{}\n", plain(&self.message)),
-        }
+        format!("{}\n", plain(&self.message))
     }
 }
 

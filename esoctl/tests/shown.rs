@@ -12,7 +12,7 @@ use lifecycle::{Epoch, Evidence, Generation, Version};
 use protocol::api::{
     AuditEntry, AuditPage, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary,
     DeliveryPhase, DeliveryView, Figures, HeldBy, HolderView, HostDetail, HostPhase, HostSummary,
-    PendingVersion, Refusal, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail,
+    PendingVersion, Refusal, ResourceFault, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail,
     VersionPhase, Why,
 };
 use protocol::report::{Means, Notice};
@@ -304,6 +304,12 @@ fn the_audit_log_names_hosts_where_one_alone_has_the_name() {
     let [row] = &page.entries[..] else { unreachable!() };
     assert_eq!((row.actor.as_str(), row.subject.clone()), ("host:web-1", format!("host/{twin}")));
     assert_eq!(row.detail, format!("web-1, a{id} and {id}0: web-1"));
+}
+
+#[test]
+fn a_rotation_names_its_version_once() {
+    let rotated = Rotated { version: Some(v(2)), message: "version 2 is on its way".to_owned() };
+    assert_eq!(rotated.shown(NOW), "version 2 is on its way\n");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
     let (code, action) = match illegal {
         IllegalEvent::Starting => ("starting", "try again in a moment"),
         IllegalEvent::TooManyLive { .. } => {
-            ("too_many_live", "see `esoctl pending` for what keeps the old versions")
+            ("too_many_live", "`esoctl pending` says what holds the older ones, and how to end it")
         }
         IllegalEvent::UnknownVersion(_) => ("unknown_version", "see `esoctl credential show`"),
         IllegalEvent::UnknownTarget(_) => ("unknown_target", "see `esoctl host list`"),
@@ -40,7 +40,7 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::NoRollout => ("no_rollout", "see `esoctl rollout show`"),
         IllegalEvent::NothingToResume => ("nothing_to_resume", "see `esoctl rollout show`"),
         IllegalEvent::NothingToReturnTo => ("nothing_to_return_to", "rotate instead"),
-        IllegalEvent::Held { .. } => ("held", "unhold the version first"),
+        IllegalEvent::Held { .. } => ("held", "unhold it first"),
         IllegalEvent::InUse(_) => ("in_use", "rotate first"),
         IllegalEvent::Ended(_) => ("ended", "nothing is left to do for it"),
         IllegalEvent::Deleted => ("deleted", "wait until it is gone"),
@@ -470,7 +470,7 @@ impl World {
         let accepted = match state.apply(input, Event::Rotate(Rotate { reason })) {
             Ok(_) => true,
             Err(illegal) => {
-                reasons.push(illegal.to_string());
+                reasons.push(refusal(&illegal).problem().to_string());
                 false
             }
         };
@@ -679,6 +679,30 @@ fn next_version(owned: &Owned) -> Version {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The code and what to do stand beside the message wherever it is told.
+    #[test]
+    fn a_refusal_says_nothing_twice() {
+        let version = Version::new(1, 7);
+        for illegal in [
+            IllegalEvent::TooManyLive { live: 4, max: 4 },
+            IllegalEvent::Held { version, by: "import".to_owned() },
+            IllegalEvent::UnknownVersion(version),
+            IllegalEvent::InUse(version),
+            IllegalEvent::Orphaned,
+            IllegalEvent::Interrupts,
+            IllegalEvent::Starting,
+            IllegalEvent::NothingToReturnTo,
+        ] {
+            let problem = refusal(&illegal).problem();
+            let told = problem.to_string();
+            // Advice in the detail is the action itself, which is not told again then.
+            let advice = problem.detail.rsplit_once("; ").map(|(_, advice)| advice);
+            assert!(advice.is_none_or(|advice| advice == problem.action), "{told}");
+            assert!(!problem.detail.starts_with(&problem.code), "{told}");
+            assert!(!told.contains("--compromised"), "a limit is not there to be gone round: {told}");
+        }
+    }
 
     #[test]
     fn what_a_host_names_is_one_word_of_a_command() {

@@ -19,16 +19,16 @@ const NAME_CHARS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// Nothing was shown.
-    #[error("this needs an identity; show a client certificate or a token")]
+    #[error("this needs an identity")]
     Nobody,
     /// What was shown is not known, or not any more: one answer, so that nobody learns which.
-    #[error("this identity is not known here, has expired, or was revoked; ask an admin for a new one")]
+    #[error("this identity is not known here, has expired, or was revoked")]
     Unknown,
     /// The host was retired.
-    #[error("host {0} was retired; set it up anew and enrol it with a new bundle")]
+    #[error("host {0} was retired")]
     Retired(HostId),
     /// The certificate is a host's, but not for the key that the host renews with.
-    #[error("host {0} calls with another key than the one it enrolled with; enrol it again")]
+    #[error("host {0} calls with another key than the one it enrolled with")]
     OtherKey(HostId),
     /// The store.
     #[error(transparent)]
