@@ -516,6 +516,11 @@ async fn mistakes_have_codes_and_say_what_to_do() {
         assert_eq!(code, expected, "{arguments:?}: {err}");
         assert!(err.contains(said), "{arguments:?}: {err}");
     }
+    let (_, _, err) = exit(&["--config", "a", "--server", "b", "-o", "json", "why"]).await;
+    assert!(err.contains("Usage: esoctl why <VERSION>\n"), "what is given is not asked for: {err}");
+    let (_, out, _) = exit(&["host", "enroll-token", "--help"]).await;
+    let (own, global) = out.split_once("Connection:").unwrap();
+    assert!(own.contains("--out <") && !own.contains("--config") && global.contains("--config"), "{out}");
     let (code, out, _) = exit(&["--help"]).await;
     assert_eq!(code, Exit::Done);
     assert!(out.contains("Exit codes:"), "{out}");

@@ -16,10 +16,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// How much to log: error, warn, info, debug, trace, or a filter such as `info,engine=debug`.
-    #[arg(long, global = true, env = "ESO_LOG", default_value = "info")]
+    #[arg(long, global = true, help_heading = "Log", env = "ESO_LOG", default_value = "info")]
     pub log: String,
     /// How to log.
-    #[arg(long, global = true, env = "ESO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, help_heading = "Log", env = "ESO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }
 
