@@ -140,7 +140,13 @@ impl Shown for Status {
             ("epoch", self.epoch.counter.to_string()),
             ("credentials", counts(&self.credentials)),
             ("hosts", counts(&self.hosts)),
-            ("pending", format!("{} superseded versions wait for their gate", self.pending_versions)),
+            (
+                "pending",
+                match self.pending_versions {
+                    1 => "1 older version waits for its gate".to_owned(),
+                    count => format!("{count} older versions wait for their gate"),
+                },
+            ),
         ]);
         if self.starting {
             text.push_str("starting      waits for reachable targets; nothing goes out meanwhile\n");
@@ -212,22 +218,33 @@ impl Shown for CredentialDetail {
     }
 }
 
+const ABORTED: &str = "aborted";
+
+/// Where a version is. One that was given up waits for its gate as a superseded one does, but nothing superseded it.
+fn standing(phase: VersionPhase, aborted: bool) -> String {
+    if aborted && phase == VersionPhase::Superseded { ABORTED.to_owned() } else { word(&phase) }
+}
+
 fn version_row(row: &VersionDetail, now: UnixMillis) -> [String; 5] {
     let mut flags = Vec::new();
-    if row.aborted {
-        flags.push("aborted".to_owned());
+    let phase = standing(row.phase, row.aborted);
+    if row.aborted && phase != ABORTED {
+        flags.push(ABORTED.to_owned());
     }
     if row.compromised {
         flags.push("compromised".to_owned());
     }
     flags.extend(row.holds.iter().map(|hold| format!("held by {}", hold.by)));
-    flags.extend(measured(&row.figures));
+    flags.extend(flipped(&row.figures));
+    // The figure is of every end; only one of them is a revocation.
+    let revoke_ms = row.figures.last_holder_to_revoke_ms.filter(|_| row.phase == VersionPhase::Retired);
+    flags.extend(revoke_ms.map(|ms| format!("revoked {ms} ms after its last holder")));
     let mut targets = BTreeMap::new();
     for delivery in &row.deliveries {
         *targets.entry(delivery.phase).or_insert(0) += 1;
     }
     let flags = if flags.is_empty() { "-".to_owned() } else { flags.join(", ") };
-    [row.version.to_string(), word(&row.phase), age(now, row.since), flags, counts(&targets)]
+    [row.version.to_string(), phase, age(now, row.since), flags, counts(&targets)]
 }
 
 /// Which targets do not take which version, and why. What has ended is nobody's matter any more.
@@ -254,12 +271,9 @@ fn deliveries(deliveries: &[DeliveryView]) -> String {
     table(["TARGET", "PHASE", "FIRST", "GENERATION", "REASON"], rows.collect(), "no targets")
 }
 
-/// What was measured on a version's road, as far as there is something.
-fn measured(figures: &Figures) -> Option<String> {
-    let skew = figures.flip_skew_ms.map(|ms| format!("{} flipped within {ms} ms", figures.flipped_together));
-    let revoked = figures.last_holder_to_revoke_ms.map(|ms| format!("revoked {ms} ms after its last holder"));
-    let words: Vec<String> = skew.into_iter().chain(revoked).collect();
-    (!words.is_empty()).then(|| words.join(", "))
+/// How close together its targets flipped, where that was measured.
+fn flipped(figures: &Figures) -> Option<String> {
+    figures.flip_skew_ms.map(|ms| format!("{} flipped within {ms} ms", figures.flipped_together))
 }
 
 impl Shown for RolloutView {
@@ -270,7 +284,7 @@ impl Shown for RolloutView {
             ("reason", or_dash(self.reason.as_ref())),
             ("since", age(now, self.started_at)),
         ];
-        rows.extend(measured(&self.figures).map(|words| ("measured", words)));
+        rows.extend(flipped(&self.figures).map(|words| ("measured", words)));
         let mut text = facts(&rows);
         text.push('\n');
         text.push_str(&deliveries(&self.deliveries));
@@ -301,7 +315,7 @@ impl Shown for Why {
             "{}@{} is {}\n\n{}",
             self.credential,
             self.version,
-            word(&self.phase),
+            standing(self.phase, self.aborted),
             blockers(&self.blockers, now)
         )
     }
@@ -310,14 +324,16 @@ impl Shown for Why {
 impl Shown for Vec<PendingVersion> {
     fn shown(&self, now: UnixMillis) -> String {
         if self.is_empty() {
-            return "no superseded version waits\n".to_owned();
+            return "no older version waits\n".to_owned();
         }
         let parts = self.iter().map(|pending| {
             let why = &pending.why;
-            let mut text = format!("{}@{} is {}", why.credential, why.version, word(&why.phase));
-            if pending.since.is_some() {
-                let _ = write!(text, ", superseded {} ago", age(now, pending.since));
-            }
+            let phase = standing(why.phase, why.aborted);
+            let what = format!("{}@{}", why.credential, why.version);
+            let mut text = match pending.since {
+                Some(_) => format!("{what} has been {phase} for {}", age(now, pending.since)),
+                None => format!("{what} is {phase}"),
+            };
             text.push_str("\n\n");
             text.push_str(&blockers(&why.blockers, now));
             if !pending.holders.is_empty() {

@@ -110,6 +110,7 @@ fn why() -> Why {
         credential: "orders-db".parse().unwrap(),
         version: v(6),
         phase: VersionPhase::Superseded,
+        aborted: false,
         blockers: vec![
             Blocker {
                 clause: Clause::NoHolder,
@@ -232,6 +233,24 @@ fn who_does_not_take_a_version_is_shown_with_the_reason() {
     };
     let versions = vec![refuses(VersionPhase::Active, 7), refuses(VersionPhase::Retired, 6)];
     insta::assert_snapshot!(CredentialDetail { versions, ..quiet() }.shown(NOW));
+}
+
+#[test]
+fn only_what_was_revoked_is_called_so_and_only_what_was_replaced_superseded() {
+    let figures = Figures { last_holder_to_revoke_ms: Some(1069), ..Figures::default() };
+    let ended = |number, phase, aborted| VersionDetail { figures, aborted, ..version(number, phase) };
+    let versions = vec![
+        version(9, VersionPhase::Active),
+        ended(8, VersionPhase::Superseded, true),
+        ended(7, VersionPhase::Sealing, true),
+        ended(6, VersionPhase::Superseded, false),
+        ended(5, VersionPhase::Retired, false),
+        ended(4, VersionPhase::Erased, false),
+    ];
+    insta::assert_snapshot!(CredentialDetail { versions, ..quiet() }.shown(NOW));
+    let pending = PendingVersion { why: Why { aborted: true, ..why() }, since: ago(7_400), holders: vec![] };
+    let said = vec![pending].shown(NOW);
+    assert!(said.starts_with("orders-db@6 has been aborted for 2h\n"), "{said}");
 }
 
 #[test]

@@ -104,6 +104,7 @@ impl World {
         self.owned.get(name).ok_or_else(|| {
             let refused = match self.resources.faults.len() {
                 0 => String::new(),
+                1 => " (a resource was refused: see `esoctl status`)".to_owned(),
                 some => format!(" ({some} resources were refused: see `esoctl status`)"),
             };
             HandleError::Missing(format!("credential {name}{refused}"))
@@ -283,6 +284,7 @@ impl World {
                         credential: name.clone(),
                         version,
                         phase: version_phase(&view),
+                        aborted: view.aborted.is_some(),
                         blockers: self.blockers(name, version, blockers),
                     },
                     holders: self.holders_of(name, owned, version),
@@ -297,7 +299,8 @@ impl World {
         let view = state.version(version);
         let view = view.ok_or_else(|| HandleError::Missing(format!("version {version} of {name}")))?;
         let blockers = self.blockers(name, version, state.why_not(version, self.clock.now()));
-        Ok(Why { credential: name.clone(), version, phase: version_phase(&view), blockers })
+        let (phase, aborted) = (version_phase(&view), view.aborted.is_some());
+        Ok(Why { credential: name.clone(), version, phase, aborted, blockers })
     }
 
     fn blockers(

@@ -220,7 +220,10 @@ pub(crate) async fn refresh_all(
     Extension(caller): Extension<Caller>,
 ) -> Answer<Done> {
     let asked = app.handle.refresh(&caller.actor(), None).await?;
-    Ok(done(format!("{asked} sources are asked now")))
+    Ok(done(match asked {
+        1 => "1 source is asked now".to_owned(),
+        asked => format!("{asked} sources are asked now"),
+    }))
 }
 
 pub(crate) async fn operators(State(app): State<App>) -> Answer<Vec<OperatorView>> {

@@ -240,7 +240,7 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
         (&["credential", "rotate", "orders"], Exit::Missing, "does not exist"),
         (&["credential", "rotate", "orders", "--watch"], Exit::Missing, "does not exist"),
         (&["why", "orders@1"], Exit::Missing, "does not exist"),
-        (&["pending"], Exit::Done, "no superseded version waits"),
+        (&["pending"], Exit::Done, "no older version waits"),
         (&["host", "show", "web-1"], Exit::Done, &id),
         (&["host", "label", "web-1", "role=web", "zone=a"], Exit::Done, "labelled"),
         (&["host", "label", "web-1", "zone-"], Exit::Done, "labelled"),

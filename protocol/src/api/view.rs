@@ -391,6 +391,9 @@ pub struct Why {
     pub version: Version,
     /// Where it is.
     pub phase: VersionPhase,
+    /// Whether it was given up.
+    #[serde(default)]
+    pub aborted: bool,
     /// What keeps it alive; empty when nothing does.
     pub blockers: Vec<Blocker>,
 }
