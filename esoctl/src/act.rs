@@ -9,6 +9,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use clap::CommandFactory as _;
 use lifecycle::{CredentialName, TargetId};
+use protocol::UnixMillis;
 use protocol::api::{
     AuditPage, BackedUp, Clear, ClearWhat, CredentialDetail, CredentialSummary, Done, DryRun, EnrolToken,
     EnrolTokenIssued, Excuse, Force, Hold, HolderView, HostDetail, HostSummary, Import, Imported, Labels,
@@ -27,7 +28,10 @@ use crate::follow;
 use crate::print::{print, say, write};
 use crate::progress::Watched;
 use crate::settings::Settings;
-use crate::table::Shown;
+use crate::table::{Shown, name_hosts};
+
+/// What the control plane gives at once.
+const AUDIT_PAGE_ROWS: u64 = 1000;
 
 /// What one command needs.
 struct Act<'a, 'b> {
@@ -253,28 +257,65 @@ impl Act<'_, '_> {
     }
 
     async fn source(&mut self, command: cli::Source) -> Result<Exit, ClientError> {
-        let cli::Source::Refresh { name, all: _ } = command;
+        let cli::Source::Refresh(cli::Refresh { name, all: _ }) = command;
         match name {
             Some(name) => self.post::<Done>(&["sources", name.as_str(), "refresh"], None::<&()>).await,
             None => self.post::<Done>(&["sources", "refresh"], None::<&()>).await,
         }
     }
 
-    /// Asks for page after page until there are enough rows or no more.
     async fn audit(&mut self, command: cli::Audit) -> Result<Exit, ClientError> {
-        let mut whole = AuditPage { entries: Vec::new(), next: Some(command.after) };
+        let mut whole = match command.after {
+            Some(after) => self.audit_after(&command, after).await?,
+            None => self.audit_newest(&command).await?,
+        };
+        if self.format == Format::Table {
+            let hosts: Vec<HostSummary> = self.client.get(&["hosts"]).await?;
+            name_hosts(&mut whole, &hosts);
+        }
+        self.print(&whole)
+    }
+
+    /// Asks for page after page until there are enough rows or no more.
+    async fn audit_after(&mut self, command: &cli::Audit, after: u64) -> Result<AuditPage, ClientError> {
+        let mut whole = AuditPage { entries: Vec::new(), next: Some(after), previous: None };
         while let Some(after) = whole.next {
-            let left = (command.limit as usize).saturating_sub(whole.entries.len());
-            if left == 0 {
-                break;
-            }
-            let mut query = vec![("after", after.to_string()), ("limit", left.min(1000).to_string())];
-            query.extend(command.subject.iter().map(|subject| ("subject", subject.clone())));
-            let page: AuditPage = self.client.query(&["audit"], &query).await?;
+            let Some(rows) = rows_left(command, whole.entries.len()) else { break };
+            let page = self.audit_page(command, &[("after", after), ("limit", rows)]).await?;
             whole.entries.extend(page.entries);
             whole.next = page.next.filter(|next| *next > after);
         }
-        self.print(&whole)
+        Ok(whole)
+    }
+
+    /// Asks for page before page, from the end.
+    async fn audit_newest(&mut self, command: &cli::Audit) -> Result<AuditPage, ClientError> {
+        let since = command.since.map_or(0, |since| UnixMillis::now().0.saturating_sub(since.ms));
+        let mut whole = AuditPage { entries: Vec::new(), next: None, previous: None };
+        while let Some(rows) = rows_left(command, whole.entries.len()) {
+            let before = whole.previous.map(|before| ("before", before));
+            let query: Vec<_> = before.into_iter().chain([("last", rows)]).collect();
+            let mut page = self.audit_page(command, &query).await?;
+            let asked = page.entries.len();
+            page.entries.retain(|row| row.at.0 >= since);
+            let is_older = page.entries.len() < asked;
+            page.entries.append(&mut whole.entries);
+            whole = page;
+            if is_older || whole.previous.is_none() {
+                break;
+            }
+        }
+        Ok(whole)
+    }
+
+    async fn audit_page(
+        &mut self,
+        command: &cli::Audit,
+        query: &[(&'static str, u64)],
+    ) -> Result<AuditPage, ClientError> {
+        let mut query: Vec<_> = query.iter().map(|(key, number)| (*key, number.to_string())).collect();
+        query.extend(command.subject.iter().map(|subject| ("subject", subject.clone())));
+        self.client.query(&["audit"], &query).await
     }
 
     async fn operator(&mut self, command: cli::Operator) -> Result<Exit, ClientError> {
@@ -305,6 +346,12 @@ impl Act<'_, '_> {
             }
         }
     }
+}
+
+/// How many rows the next page should have; none when there are enough.
+fn rows_left(command: &cli::Audit, have: usize) -> Option<u64> {
+    let left = u64::from(command.limit).saturating_sub(have as u64);
+    (left > 0).then(|| left.min(AUDIT_PAGE_ROWS))
 }
 
 /// Which of the listed holders is meant; the host by name, id, or the beginning of its id.

@@ -16,7 +16,7 @@ pub struct Cli {
     #[command(flatten)]
     pub connection: Connection,
     /// How to print.
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    #[arg(short, long, global = true, help_heading = "Printing", value_enum, default_value_t = Format::Table)]
     pub output: Format,
     /// What to do.
     #[command(subcommand)]
@@ -28,22 +28,22 @@ pub struct Cli {
 pub struct Connection {
     /// A file with the keys server, ca, certificate, key, token_file; ~/.config/esoctl/esoctl.toml unless told
     /// otherwise. Paths in it are relative to it.
-    #[arg(long, global = true, env = "ESOCTL_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The control plane, for example https://eso.example.org:8443
-    #[arg(long, global = true, env = "ESOCTL_SERVER", value_name = "URL")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// The certificate authority of the control plane, PEM
-    #[arg(long, global = true, env = "ESOCTL_CA", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Our certificate, PEM
-    #[arg(long, global = true, env = "ESOCTL_CERTIFICATE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_CERTIFICATE", value_name = "FILE")]
     pub certificate: Option<PathBuf>,
     /// Its key, PEM
-    #[arg(long, global = true, env = "ESOCTL_KEY", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_KEY", value_name = "FILE")]
     pub key: Option<PathBuf>,
     /// A file that holds a token instead (or set ESOCTL_TOKEN)
-    #[arg(long, global = true, env = "ESOCTL_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, help_heading = "Connection", env = "ESOCTL_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
 
@@ -310,14 +310,18 @@ pub enum Host {
 #[derive(Debug, Subcommand)]
 pub enum Source {
     /// Look at a source now, whatever the waiting
-    Refresh {
-        /// The credential that it feeds
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        name: Option<CredentialName>,
-        /// All of them
-        #[arg(long)]
-        all: bool,
-    },
+    Refresh(Refresh),
+}
+
+/// `source refresh`
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Refresh {
+    /// The credential that it feeds
+    pub name: Option<CredentialName>,
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// `audit`
@@ -326,10 +330,13 @@ pub struct Audit {
     /// Only of this subject, for example credential/orders-db
     #[arg(long)]
     pub subject: Option<String>,
-    /// Rows after this one
-    #[arg(long, default_value_t = 0)]
-    pub after: u64,
-    /// At most so many
+    /// Rows after this one, from there on, instead of the newest
+    #[arg(long, value_name = "ROW")]
+    pub after: Option<u64>,
+    /// Only of the time since then, for example 2h
+    #[arg(long, value_name = "SPAN", conflicts_with = "after")]
+    pub since: Option<Span>,
+    /// At most so many: the newest, or the first after `--after`
     #[arg(long, default_value_t = 10_000)]
     pub limit: u32,
 }

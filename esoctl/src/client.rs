@@ -69,7 +69,9 @@ impl ClientError {
             Self::Problem(problem) => match problem.status {
                 401 | 403 => Exit::Forbidden,
                 404 => Exit::Missing,
-                409 | 422 => Exit::Refused,
+                409 => Exit::Refused,
+                // What was asked for cannot be meant, in whatever state.
+                422 => Exit::Usage,
                 503 => Exit::Unreachable,
                 _ => Exit::Failed,
             },

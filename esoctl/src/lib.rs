@@ -17,7 +17,8 @@ pub mod table;
 use std::ffi::OsString;
 use std::io::Write;
 
-use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory as _, Parser as _};
 
 pub use client::ClientError;
 pub use exit::Exit;
@@ -33,11 +34,24 @@ pub struct Streams<'a> {
     pub terminal: bool,
 }
 
+/// What is set by the environment counts as given, and would stand in the usage as if it were needed.
+fn leave_out_globals(error: &mut clap::Error) {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return };
+    let mut usage = usage.to_string();
+    let mut command = cli::Cli::command();
+    command.build();
+    for argument in command.get_arguments().filter(|argument| argument.is_global_set()) {
+        usage = usage.replace(&format!(" {argument}"), "");
+    }
+    error.insert(ContextKind::Usage, ContextValue::StyledStr(usage.into()));
+}
+
 /// Runs one command line, the program's name first. Never ends the process.
 pub async fn run(arguments: impl IntoIterator<Item = OsString>, streams: &mut Streams<'_>) -> Exit {
     let cli = match cli::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            leave_out_globals(&mut error);
             let (stream, exit): (&mut (dyn Write + Send), _) =
                 if error.use_stderr() { (streams.err, Exit::Usage) } else { (streams.out, Exit::Done) };
             // Nowhere left to tell it if this fails.

@@ -1,12 +1,14 @@
 //! Answers for people: aligned columns, ages instead of points in time, nothing that could drive a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use protocol::UnixMillis;
 use protocol::api::{
-    AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, DeliveryView, Done, DryRun,
-    EnrolTokenIssued, Figures, HolderView, HostDetail, HostSummary, Imported, OperatorIssued, OperatorView,
-    PendingVersion, RolloutView, Rotated, Status, Stuck, VersionDetail, Whoami, Why,
+    AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, DeliveryPhase, DeliveryView, Done,
+    DryRun, EnrolTokenIssued, Figures, HolderView, HostDetail, HostSummary, Imported, OperatorIssued,
+    OperatorView, PendingVersion, Refusal, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase,
+    Whoami, Why,
 };
 use serde::Serialize;
 
@@ -87,12 +89,12 @@ fn facts(facts: &[(&str, String)]) -> String {
     })
 }
 
-fn counts<K: Serialize>(counts: &std::collections::BTreeMap<K, u32>) -> String {
+fn counts<K: Serialize>(counts: &BTreeMap<K, u32>) -> String {
     let words: Vec<_> = counts.iter().map(|(key, count)| format!("{count} {}", word(key))).collect();
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }
 
-fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {
+fn labels(labels: &BTreeMap<String, String>) -> String {
     let words: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if words.is_empty() { "-".to_owned() } else { words.join(",") }
 }
@@ -104,6 +106,21 @@ fn stuck(stuck: &[Stuck]) -> String {
             None => stuck.credential.to_string(),
         };
         let _ = writeln!(text, "stuck  {what}: {}; {}", plain(&stuck.reason), plain(&stuck.action));
+        text
+    })
+}
+
+/// A line for each credential: hundreds of hosts may refuse for one reason.
+fn refused(refusals: &[Refusal]) -> String {
+    refusals.chunk_by(|a, b| a.credential == b.credential).fold(String::new(), |mut text, refusals| {
+        let [first, others @ ..] = refusals else { return text };
+        let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+        let Refusal { credential, version, name, reason } = first;
+        let (name, reason) = (plain(name), plain(reason));
+        let _ = writeln!(
+            text,
+            "refused  {credential}@{version} by {name}{more}: {reason}; see `esoctl credential show {credential}`"
+        );
         text
     })
 }
@@ -123,12 +140,19 @@ impl Shown for Status {
             ("epoch", self.epoch.counter.to_string()),
             ("credentials", counts(&self.credentials)),
             ("hosts", counts(&self.hosts)),
-            ("pending", format!("{} superseded versions wait for their gate", self.pending_versions)),
+            (
+                "pending",
+                match self.pending_versions {
+                    1 => "1 older version waits for its gate".to_owned(),
+                    count => format!("{count} older versions wait for their gate"),
+                },
+            ),
         ]);
         if self.starting {
             text.push_str("starting      waits for reachable targets; nothing goes out meanwhile\n");
         }
         text.push_str(&stuck(&self.stuck));
+        text.push_str(&refused(&self.refusals));
         for fault in &self.resource_faults {
             let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
             let _ = writeln!(text, "fault  {}{line}: {}", plain(&fault.file), plain(&fault.message));
@@ -179,6 +203,13 @@ impl Shown for CredentialDetail {
             rows.collect(),
             "no versions yet; `esoctl credential rotate` makes one, `esoctl credential import` takes one over",
         ));
+        // A rollout shows each target with its reason.
+        let rolling = self.rollout.as_ref().map(|rollout| rollout.version);
+        let left_out = refusing(self.versions.iter().filter(|row| Some(row.version) != rolling));
+        if !left_out.is_empty() {
+            text.push('\n');
+            text.push_str(&table(["VERSION", "REFUSED BY", "REASON"], left_out, ""));
+        }
         if let Some(rollout) = &self.rollout {
             text.push('\n');
             text.push_str(&rollout.shown(now));
@@ -187,22 +218,45 @@ impl Shown for CredentialDetail {
     }
 }
 
+const ABORTED: &str = "aborted";
+
+/// Where a version is. One that was given up waits for its gate as a superseded one does, but nothing superseded it.
+fn standing(phase: VersionPhase, aborted: bool) -> String {
+    if aborted && phase == VersionPhase::Superseded { ABORTED.to_owned() } else { word(&phase) }
+}
+
 fn version_row(row: &VersionDetail, now: UnixMillis) -> [String; 5] {
     let mut flags = Vec::new();
-    if row.aborted {
-        flags.push("aborted".to_owned());
+    let phase = standing(row.phase, row.aborted);
+    if row.aborted && phase != ABORTED {
+        flags.push(ABORTED.to_owned());
     }
     if row.compromised {
         flags.push("compromised".to_owned());
     }
     flags.extend(row.holds.iter().map(|hold| format!("held by {}", hold.by)));
-    flags.extend(measured(&row.figures));
-    let mut targets = std::collections::BTreeMap::new();
+    flags.extend(flipped(&row.figures));
+    // The figure is of every end; only one of them is a revocation.
+    let revoke_ms = row.figures.last_holder_to_revoke_ms.filter(|_| row.phase == VersionPhase::Retired);
+    flags.extend(revoke_ms.map(|ms| format!("revoked {ms} ms after its last holder")));
+    let mut targets = BTreeMap::new();
     for delivery in &row.deliveries {
         *targets.entry(delivery.phase).or_insert(0) += 1;
     }
     let flags = if flags.is_empty() { "-".to_owned() } else { flags.join(", ") };
-    [row.version.to_string(), word(&row.phase), age(now, row.since), flags, counts(&targets)]
+    [row.version.to_string(), phase, age(now, row.since), flags, counts(&targets)]
+}
+
+/// Which targets do not take which version, and why. What has ended is nobody's matter any more.
+fn refusing<'a>(versions: impl Iterator<Item = &'a VersionDetail>) -> Vec<[String; 3]> {
+    let alive = versions.filter(|row| !matches!(row.phase, VersionPhase::Retired | VersionPhase::Erased));
+    let rows = alive.flat_map(|row| {
+        let refused = row.deliveries.iter().filter(|delivery| delivery.phase == DeliveryPhase::Refused);
+        refused.map(|delivery| {
+            [row.version.to_string(), delivery.name.clone(), or_dash(delivery.reason.as_ref())]
+        })
+    });
+    rows.collect()
 }
 
 fn deliveries(deliveries: &[DeliveryView]) -> String {
@@ -217,12 +271,9 @@ fn deliveries(deliveries: &[DeliveryView]) -> String {
     table(["TARGET", "PHASE", "FIRST", "GENERATION", "REASON"], rows.collect(), "no targets")
 }
 
-/// What was measured on a version's road, as far as there is something.
-fn measured(figures: &Figures) -> Option<String> {
-    let skew = figures.flip_skew_ms.map(|ms| format!("{} flipped within {ms} ms", figures.flipped_together));
-    let revoked = figures.last_holder_to_revoke_ms.map(|ms| format!("revoked {ms} ms after its last holder"));
-    let words: Vec<String> = skew.into_iter().chain(revoked).collect();
-    (!words.is_empty()).then(|| words.join(", "))
+/// How close together its targets flipped, where that was measured.
+fn flipped(figures: &Figures) -> Option<String> {
+    figures.flip_skew_ms.map(|ms| format!("{} flipped within {ms} ms", figures.flipped_together))
 }
 
 impl Shown for RolloutView {
@@ -233,7 +284,7 @@ impl Shown for RolloutView {
             ("reason", or_dash(self.reason.as_ref())),
             ("since", age(now, self.started_at)),
         ];
-        rows.extend(measured(&self.figures).map(|words| ("measured", words)));
+        rows.extend(flipped(&self.figures).map(|words| ("measured", words)));
         let mut text = facts(&rows);
         text.push('\n');
         text.push_str(&deliveries(&self.deliveries));
@@ -252,9 +303,10 @@ fn blockers(blockers: &[Blocker], now: UnixMillis) -> String {
         // Some blockers are nobody's: then the words say it all, once.
         let nobody = blocker.name.is_none() && blocker.detail.as_ref() == Some(&blocker.who);
         let who = if nobody { "-" } else { blocker.name.as_ref().unwrap_or(&blocker.who) }.to_owned();
-        [word(&blocker.clause), who, age(now, blocker.since), or_dash(blocker.detail.as_ref())]
+        let (detail, remedy) = (or_dash(blocker.detail.as_ref()), or_dash(blocker.remedy.as_ref()));
+        [word(&blocker.clause), who, age(now, blocker.since), detail, remedy]
     });
-    table(["CLAUSE", "WHO", "SINCE", "DETAIL"], rows.collect(), "nothing keeps it alive")
+    table(["CLAUSE", "WHO", "SINCE", "DETAIL", "TO END IT"], rows.collect(), "nothing keeps it alive")
 }
 
 impl Shown for Why {
@@ -263,7 +315,7 @@ impl Shown for Why {
             "{}@{} is {}\n\n{}",
             self.credential,
             self.version,
-            word(&self.phase),
+            standing(self.phase, self.aborted),
             blockers(&self.blockers, now)
         )
     }
@@ -272,14 +324,16 @@ impl Shown for Why {
 impl Shown for Vec<PendingVersion> {
     fn shown(&self, now: UnixMillis) -> String {
         if self.is_empty() {
-            return "no superseded version waits\n".to_owned();
+            return "no older version waits\n".to_owned();
         }
         let parts = self.iter().map(|pending| {
             let why = &pending.why;
-            let mut text = format!("{}@{} is {}", why.credential, why.version, word(&why.phase));
-            if pending.since.is_some() {
-                let _ = write!(text, ", superseded {} ago", age(now, pending.since));
-            }
+            let phase = standing(why.phase, why.aborted);
+            let what = format!("{}@{}", why.credential, why.version);
+            let mut text = match pending.since {
+                Some(_) => format!("{what} has been {phase} for {}", age(now, pending.since)),
+                None => format!("{what} is {phase}"),
+            };
             text.push_str("\n\n");
             text.push_str(&blockers(&why.blockers, now));
             if !pending.holders.is_empty() {
@@ -360,6 +414,15 @@ impl Shown for HostDetail {
         });
         let heading = ["SET", "CURRENT", "ADOPTED", "PRESENT", "EVIDENCE", "HOLDERS", "GAPS"];
         text.push_str(&table(heading, rows.collect(), "no sets"));
+        let refused = self.reports.iter().filter_map(|(set, report)| {
+            let lifecycle::report::Refused { version, code, message, .. } = report.refused.as_ref()?;
+            Some([set.to_string(), version.to_string(), format!("{code}: {message}")])
+        });
+        let refused: Vec<_> = refused.collect();
+        if !refused.is_empty() {
+            text.push('\n');
+            text.push_str(&table(["SET", "VERSION", "REFUSED"], refused, ""));
+        }
         if !self.means.is_empty() {
             let used = |used| if used { "yes" } else { "no" }.to_owned();
             let rows =
@@ -373,6 +436,29 @@ impl Shown for HostDetail {
             text.push_str(&table(["NOTICE", "WHAT TO KNOW"], rows.collect(), ""));
         }
         text
+    }
+}
+
+/// Writes the names of hosts in place of their ids, where no other host has the name.
+pub fn name_hosts(page: &mut AuditPage, hosts: &[HostSummary]) {
+    let mut ids: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for host in hosts {
+        ids.entry(&host.name).or_default().push(host.id.to_string());
+    }
+    let unique = ids.into_iter().filter_map(|(name, ids)| Some((<[String; 1]>::try_from(ids).ok()?, name)));
+    let names: BTreeMap<String, &str> = unique.map(|([id], name)| (id, name)).collect();
+    let rewrite = |text: &mut String| {
+        // Each piece ends with the first character that can be of no id.
+        let pieces = text.split_inclusive(|c: char| !c.is_ascii_hexdigit()).map(|piece| {
+            let id = piece.trim_end_matches(|c: char| !c.is_ascii_hexdigit());
+            names.get(id).map_or_else(|| piece.to_owned(), |name| piece.replacen(id, name, 1))
+        });
+        *text = pieces.collect();
+    };
+    for row in &mut page.entries {
+        rewrite(&mut row.actor);
+        rewrite(&mut row.subject);
+        rewrite(&mut row.detail);
     }
 }
 
@@ -400,10 +486,7 @@ impl Shown for Done {
 
 impl Shown for Rotated {
     fn shown(&self, _: UnixMillis) -> String {
-        match self.version {
-            Some(version) => format!("version {version}: {}\n", plain(&self.message)),
-            None => format!("{}\n", plain(&self.message)),
-        }
+        format!("{}\n", plain(&self.message))
     }
 }
 

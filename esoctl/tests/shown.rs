@@ -12,12 +12,13 @@ use lifecycle::{Epoch, Evidence, Generation, Version};
 use protocol::api::{
     AuditEntry, AuditPage, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary,
     DeliveryPhase, DeliveryView, Figures, HeldBy, HolderView, HostDetail, HostPhase, HostSummary,
-    PendingVersion, ResourceFault, RolloutPhase, RolloutView, Status, Stuck, VersionDetail, VersionPhase,
-    Why,
+    PendingVersion, Refusal, ResourceFault, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail,
+    VersionPhase, Why,
 };
 use protocol::report::{Means, Notice};
 use protocol::{HostId, InstallationId, UnixMillis};
 
+const REFUSED: &str = "refused 7: not_in_policy: this host's policy has no such set";
 const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
 #[allow(clippy::unnecessary_wraps, reason = "every place that it is for is optional")]
@@ -109,13 +110,17 @@ fn why() -> Why {
         credential: "orders-db".parse().unwrap(),
         version: v(6),
         phase: VersionPhase::Superseded,
+        aborted: false,
         blockers: vec![
             Blocker {
                 clause: Clause::NoHolder,
                 who: "0f".repeat(32),
                 name: Some("web-2".to_owned()),
-                detail: Some("unit:legacy.service:3f9c".to_owned()),
+                detail: Some("unit:legacy.service:3f9c: pid 4711".to_owned()),
                 since: ago(7_300),
+                remedy: Some(
+                    "esoctl holders clear orders-db web-2 unit:legacy.service:3f9c --reason WHY".to_owned(),
+                ),
             },
             Blocker {
                 clause: Clause::Grace,
@@ -123,6 +128,7 @@ fn why() -> Why {
                 name: None,
                 detail: Some("4 m of 5 m left".to_owned()),
                 since: ago(59),
+                remedy: None,
             },
         ],
     }
@@ -158,6 +164,15 @@ fn host() -> HostSummary {
     }
 }
 
+fn refusal(credential: &str, name: &str) -> Refusal {
+    Refusal {
+        credential: credential.parse().unwrap(),
+        version: v(7),
+        name: name.to_owned(),
+        reason: "not_in_policy: this host's policy has no such set".to_owned(),
+    }
+}
+
 #[test]
 fn status() {
     let status = Status {
@@ -174,6 +189,11 @@ fn status() {
             reason: "the server refuses the minter".to_owned(),
             action: "grant it CREATEROLE, then `esoctl credential rotate mail`".to_owned(),
         }],
+        refusals: vec![
+            refusal("orders-db", "web-4"),
+            refusal("orders-db", "web-5"),
+            refusal("mail", "web-4"),
+        ],
         resource_faults: vec![ResourceFault {
             file: "orders.yaml".to_owned(),
             line: Some(12),
@@ -205,6 +225,35 @@ fn credential() {
 }
 
 #[test]
+fn who_does_not_take_a_version_is_shown_with_the_reason() {
+    let refuses = |phase, number| {
+        let mut refused = delivery("web-4", DeliveryPhase::Refused, false);
+        refused.reason = Some(REFUSED.to_owned());
+        VersionDetail { deliveries: vec![refused], ..version(number, phase) }
+    };
+    let versions = vec![refuses(VersionPhase::Active, 7), refuses(VersionPhase::Retired, 6)];
+    insta::assert_snapshot!(CredentialDetail { versions, ..quiet() }.shown(NOW));
+}
+
+#[test]
+fn only_what_was_revoked_is_called_so_and_only_what_was_replaced_superseded() {
+    let figures = Figures { last_holder_to_revoke_ms: Some(1069), ..Figures::default() };
+    let ended = |number, phase, aborted| VersionDetail { figures, aborted, ..version(number, phase) };
+    let versions = vec![
+        version(9, VersionPhase::Active),
+        ended(8, VersionPhase::Superseded, true),
+        ended(7, VersionPhase::Sealing, true),
+        ended(6, VersionPhase::Superseded, false),
+        ended(5, VersionPhase::Retired, false),
+        ended(4, VersionPhase::Erased, false),
+    ];
+    insta::assert_snapshot!(CredentialDetail { versions, ..quiet() }.shown(NOW));
+    let pending = PendingVersion { why: Why { aborted: true, ..why() }, since: ago(7_400), holders: vec![] };
+    let said = vec![pending].shown(NOW);
+    assert!(said.starts_with("orders-db@6 has been aborted for 2h\n"), "{said}");
+}
+
+#[test]
 fn pending_and_why() {
     let pending = PendingVersion { why: why(), since: ago(7_400), holders: vec![holder()] };
     insta::assert_snapshot!(vec![pending].shown(NOW));
@@ -220,6 +269,12 @@ fn hosts() {
         evidence: Evidence::Kernel,
         ..lifecycle::SetReport::default()
     };
+    report.refused = Some(lifecycle::report::Refused {
+        generation: Generation::new(1, 9),
+        version: v(8),
+        code: "clock_off".to_owned(),
+        message: "this host's clock is 9 s behind; set it".to_owned(),
+    });
     report.present.insert(v(6), lifecycle::EffectId(1));
     report.present.insert(v(7), lifecycle::EffectId(2));
     let reports = BTreeMap::from([("orders-db".parse().unwrap(), report)]);
@@ -246,7 +301,34 @@ fn audit() {
         detail: "demand".to_owned(),
         link: "00".to_owned(),
     };
-    insta::assert_snapshot!(AuditPage { entries: vec![entry], next: None }.shown(NOW));
+    insta::assert_snapshot!(AuditPage { entries: vec![entry], next: None, previous: None }.shown(NOW));
+}
+
+#[test]
+fn the_audit_log_names_hosts_where_one_alone_has_the_name() {
+    let other = HostSummary { id: HostId([1; 32]), name: "twin".to_owned(), ..host() };
+    let hosts = [host(), HostSummary { id: HostId([2; 32]), ..other.clone() }, other];
+    let (id, twin) = (hosts[0].id, hosts[1].id);
+    let entry = AuditEntry {
+        sequence: 1,
+        at: NOW,
+        actor: format!("host:{id}"),
+        action: "order_refused".to_owned(),
+        subject: format!("host/{twin}"),
+        detail: format!("{id}, a{id} and {id}0: {id}"),
+        link: "00".to_owned(),
+    };
+    let mut page = AuditPage { entries: vec![entry], next: None, previous: None };
+    esoctl::table::name_hosts(&mut page, &hosts);
+    let [row] = &page.entries[..] else { unreachable!() };
+    assert_eq!((row.actor.as_str(), row.subject.clone()), ("host:web-1", format!("host/{twin}")));
+    assert_eq!(row.detail, format!("web-1, a{id} and {id}0: web-1"));
+}
+
+#[test]
+fn a_rotation_names_its_version_once() {
+    let rotated = Rotated { version: Some(v(2)), message: "version 2 is on its way".to_owned() };
+    assert_eq!(rotated.shown(NOW), "version 2 is on its way\n");
 }
 
 #[test]
@@ -380,7 +462,7 @@ fn a_rotation_that_left_a_target_out_says_which_and_why() {
     let mut state = quiet();
     state.summary.current = Some(v(7));
     let mut refused = delivery("web-4", DeliveryPhase::Refused, false);
-    refused.reason = Some("refused 7: not_in_policy: this host's policy has no such set".to_owned());
+    refused.reason = Some(REFUSED.to_owned());
     let new = VersionDetail {
         deliveries: vec![delivery("web-1", DeliveryPhase::Adopted, true), refused],
         ..version(7, VersionPhase::Active)
@@ -442,7 +524,7 @@ async fn mistakes_have_codes_and_say_what_to_do() {
         (&["why", "orders-db"], Exit::Usage, "write NAME@VERSION"),
         (&["credential", "retire", "a@1", "--reason", "x"], Exit::Usage, "--force"),
         (&["credential", "rotate", "a", "--deadline", "1h"], Exit::Usage, "--compromised"),
-        (&["source", "refresh"], Exit::Usage, "required arguments"),
+        (&["source", "refresh"], Exit::Usage, "<NAME|--all>"),
         (&["status", "--config", &typo], Exit::Usage, "unknown field `sever`"),
         (&["status", "--config", &http], Exit::Usage, "write https://NAME:PORT"),
         (&["status", "--config", &no_ca], Exit::Usage, "failed to read the certificate authority"),
@@ -453,6 +535,11 @@ async fn mistakes_have_codes_and_say_what_to_do() {
         assert_eq!(code, expected, "{arguments:?}: {err}");
         assert!(err.contains(said), "{arguments:?}: {err}");
     }
+    let (_, _, err) = exit(&["--config", "a", "--server", "b", "-o", "json", "why"]).await;
+    assert!(err.contains("Usage: esoctl why <VERSION>\n"), "what is given is not asked for: {err}");
+    let (_, out, _) = exit(&["host", "enroll-token", "--help"]).await;
+    let (own, global) = out.split_once("Connection:").unwrap();
+    assert!(own.contains("--out <") && !own.contains("--config") && global.contains("--config"), "{out}");
     let (code, out, _) = exit(&["--help"]).await;
     assert_eq!(code, Exit::Done);
     assert!(out.contains("Exit codes:"), "{out}");

@@ -44,6 +44,16 @@ pub enum HandleError {
         /// What to do next.
         action: String,
     },
+    /// The credential has no such part. `code` is a stable word such as `unknown_version`.
+    #[error("{message}")]
+    Unknown {
+        /// A stable word for programs.
+        code: &'static str,
+        /// What is not there.
+        message: String,
+        /// Where it is said what is.
+        action: &'static str,
+    },
     /// A host's report was not taken. `code` is a stable word such as `foreign_key`.
     #[error("refused a report: {message}")]
     Report {
@@ -75,6 +85,7 @@ impl HandleError {
                 "compare the name with `esoctl credential list` and `esoctl host list`",
             ),
             Self::Refused { code, action, .. } => Problem::new(409, code.clone(), text, action.clone()),
+            Self::Unknown { code, action, .. } => Problem::new(404, *code, text, *action),
             Self::Report { code, .. } => {
                 Problem::new(403, *code, text, "see the host's log, and enrol it again if its key changed")
             }
@@ -217,6 +228,17 @@ impl Handle {
         subject: Option<String>,
     ) -> Result<AuditPage, HandleError> {
         crate::views::audit_page(&self.store, after, limit, subject).await
+    }
+
+    /// The newest `limit` rows of the audit log before row `before`, or of all, oldest first; of one subject if it is
+    /// named.
+    pub async fn audit_before(
+        &self,
+        before: Option<u64>,
+        limit: u32,
+        subject: Option<String>,
+    ) -> Result<AuditPage, HandleError> {
+        crate::views::audit_page_before(&self.store, before, limit, subject).await
     }
 
     /// Mint a new version and roll it out. `deadline` only with `compromised`.

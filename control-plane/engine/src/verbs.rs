@@ -111,8 +111,8 @@ impl World {
         actor: &str,
         name: Option<&CredentialName>,
     ) -> Result<u32, HandleError> {
-        if let Some(name) = name.filter(|name| !self.owned.contains_key(name)) {
-            return Err(HandleError::Missing(format!("credential {name}")));
+        if let Some(name) = name {
+            self.must_have_source(name)?;
         }
         let mut asked = 0;
         for (owner, owned) in &self.owned {
@@ -124,6 +124,26 @@ impl World {
             }
         }
         Ok(asked)
+    }
+}
+
+impl World {
+    fn must_have_source(&self, name: &CredentialName) -> Result<(), HandleError> {
+        let owned = self.owned.get(name).ok_or_else(|| HandleError::Missing(format!("credential {name}")))?;
+        let (code, message, action) = match &owned.kept.plan.credential.backing {
+            Backing::Generator(generator) => (
+                "no_source",
+                format!("{name} has no source to ask: its values are made by {generator}"),
+                format!("`esoctl credential rotate {name}` makes a new one"),
+            ),
+            Backing::Source(source) if owned.equipment.is_none() => (
+                "unusable_source",
+                format!("the source {source} of {name} cannot be used, so it is not asked"),
+                "see its fault in `esoctl status`".to_owned(),
+            ),
+            Backing::Source(_) => return Ok(()),
+        };
+        Err(HandleError::Refused { code: code.to_owned(), message, action })
     }
 }
 

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use lifecycle::credential::view::{
     Delivery, Held, Phase, RolloutView as CoreRollout, TargetView, VersionView,
 };
-use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage};
+use lifecycle::credential::{Clause as CoreClause, IllegalEvent, Stage, Word};
 use lifecycle::{CredentialName, Evidence, SetReport, TargetId, Version};
 use protocol::api::AuditPage;
 use protocol::api::view::{
     AuditEntry, Blocker, Clause, CredentialDetail, CredentialPhase, CredentialSummary, DeliveryPhase,
-    DeliveryView, DryRun, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion,
+    DeliveryView, DryRun, HeldBy, HolderView, HostDetail, HostPhase, HostSummary, PendingVersion, Refusal,
     ResourceFault, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail, VersionPhase, Why,
 };
 use protocol::{HostId, UnixMillis};
@@ -30,7 +30,7 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
     let (code, action) = match illegal {
         IllegalEvent::Starting => ("starting", "try again in a moment"),
         IllegalEvent::TooManyLive { .. } => {
-            ("too_many_live", "see `esoctl pending` for what keeps the old versions")
+            ("too_many_live", "`esoctl pending` says what holds the older ones, and how to end it")
         }
         IllegalEvent::UnknownVersion(_) => ("unknown_version", "see `esoctl credential show`"),
         IllegalEvent::UnknownTarget(_) => ("unknown_target", "see `esoctl host list`"),
@@ -40,7 +40,7 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::NoRollout => ("no_rollout", "see `esoctl rollout show`"),
         IllegalEvent::NothingToResume => ("nothing_to_resume", "see `esoctl rollout show`"),
         IllegalEvent::NothingToReturnTo => ("nothing_to_return_to", "rotate instead"),
-        IllegalEvent::Held { .. } => ("held", "unhold the version first"),
+        IllegalEvent::Held { .. } => ("held", "unhold it first"),
         IllegalEvent::InUse(_) => ("in_use", "rotate first"),
         IllegalEvent::Ended(_) => ("ended", "nothing is left to do for it"),
         IllegalEvent::Deleted => ("deleted", "wait until it is gone"),
@@ -51,7 +51,14 @@ pub(crate) fn refusal(illegal: &IllegalEvent) -> HandleError {
         IllegalEvent::NotEmpty => ("not_empty", "import into a new credential"),
         IllegalEvent::OldEpoch { .. } => ("old_epoch", "restore a newer backup"),
     };
-    HandleError::Refused { code: code.to_owned(), message: illegal.to_string(), action: action.to_owned() }
+    let message = illegal.to_string();
+    match illegal {
+        IllegalEvent::UnknownVersion(_)
+        | IllegalEvent::UnknownTarget(_)
+        | IllegalEvent::UnknownHolder { .. }
+        | IllegalEvent::UnknownGap { .. } => HandleError::Unknown { code, message, action },
+        _ => HandleError::Refused { code: code.to_owned(), message, action: action.to_owned() },
+    }
 }
 
 pub(crate) async fn audit_page(
@@ -64,7 +71,24 @@ pub(crate) async fn audit_page(
     let rows = store.audit_rows(after, limit, subject).await.map_err(from_store)?;
     let full = rows.len() == limit as usize;
     let next = rows.last().filter(|_| full).map(|row| row.sequence);
-    let entries = rows.into_iter().map(|row| AuditEntry {
+    Ok(AuditPage { entries: rows.into_iter().map(audit_entry).collect(), next, previous: None })
+}
+
+pub(crate) async fn audit_page_before(
+    store: &Store,
+    before: Option<u64>,
+    limit: u32,
+    subject: Option<String>,
+) -> Result<AuditPage, HandleError> {
+    let limit = limit.clamp(1, AUDIT_ROWS_MAX);
+    let rows = store.audit_rows_before(before, limit, subject).await.map_err(from_store)?;
+    let full = rows.len() == limit as usize;
+    let previous = rows.first().filter(|_| full).map(|row| row.sequence);
+    Ok(AuditPage { entries: rows.into_iter().map(audit_entry).collect(), next: None, previous })
+}
+
+fn audit_entry(row: store::AuditRow) -> AuditEntry {
+    AuditEntry {
         sequence: row.sequence,
         at: UnixMillis(row.entry.at_ms),
         actor: row.entry.actor,
@@ -72,8 +96,7 @@ pub(crate) async fn audit_page(
         subject: row.entry.subject,
         detail: row.entry.detail,
         link: row.link,
-    });
-    Ok(AuditPage { entries: entries.collect(), next })
+    }
 }
 
 impl World {
@@ -81,6 +104,7 @@ impl World {
         self.owned.get(name).ok_or_else(|| {
             let refused = match self.resources.faults.len() {
                 0 => String::new(),
+                1 => " (a resource was refused: see `esoctl status`)".to_owned(),
                 some => format!(" ({some} resources were refused: see `esoctl status`)"),
             };
             HandleError::Missing(format!("credential {name}{refused}"))
@@ -89,10 +113,11 @@ impl World {
 
     pub(crate) fn status(&self) -> Status {
         let mut credentials = BTreeMap::new();
-        let mut stuck = Vec::new();
+        let (mut stuck, mut refusals) = (Vec::new(), Vec::new());
         for (name, owned) in &self.owned {
             *credentials.entry(phase(owned)).or_insert(0) += 1;
             stuck.extend(stuck_of(name, owned));
+            refusals.extend(self.refusals(name, owned));
         }
         let mut hosts = BTreeMap::new();
         for host in self.hosts.values() {
@@ -109,8 +134,33 @@ impl World {
             hosts,
             pending_versions: u32::try_from(pending).unwrap_or(u32::MAX),
             stuck,
+            refusals,
             resource_faults: self.resource_faults(),
         }
+    }
+
+    /// Targets that should have a version, do not take it, and were not excused.
+    fn refusals(&self, name: &CredentialName, owned: &Owned) -> Vec<Refusal> {
+        let state = &owned.kept.state;
+        let rolling = state.rollout().and_then(|rollout| rollout.version);
+        let Some(version) = rolling.or(state.active()) else { return Vec::new() };
+        let counts = |target: &TargetView| {
+            target.delivery == Some(Delivery::Refused)
+                && target.selected
+                && !target.retired
+                && !target.excused.contains(&version)
+        };
+        let one = |target: TargetView| {
+            let said = state.report(&target.target).and_then(|report| report.refused.as_ref());
+            let reason = said.map(|refused| format!("{}: {}", refused.code, refused.message));
+            Refusal {
+                credential: name.clone(),
+                version,
+                name: self.target_name(&target.target),
+                reason: reason.or(target.note).unwrap_or_else(|| "no reason is known".to_owned()),
+            }
+        };
+        state.targets().filter(counts).map(one).collect()
     }
 
     fn resource_faults(&self) -> Vec<ResourceFault> {
@@ -205,7 +255,12 @@ impl World {
         let Some(rollout) = owned.kept.state.rollout() else { return Ok(None) };
         let version = rollout.version.unwrap_or_else(|| next_version(owned));
         let missing: Vec<String> = rollout.missing.iter().map(|target| self.target_name(target)).collect();
-        let waits = (!missing.is_empty()).then(|| format!("goes on without {}", missing.join(", ")));
+        let missing = (!missing.is_empty()).then(|| format!("goes on without {}", missing.join(", ")));
+        let refusals = self.refusals(name, owned);
+        let refusals =
+            refusals.into_iter().map(|refusal| format!("{} refused: {}", refusal.name, refusal.reason));
+        let waits: Vec<String> = missing.into_iter().chain(refusals).collect();
+        let waits = (!waits.is_empty()).then(|| waits.join("; "));
         Ok(Some(RolloutView {
             credential: name.clone(),
             version,
@@ -229,7 +284,8 @@ impl World {
                         credential: name.clone(),
                         version,
                         phase: version_phase(&view),
-                        blockers: self.blockers(blockers),
+                        aborted: view.aborted.is_some(),
+                        blockers: self.blockers(name, version, blockers),
                     },
                     holders: self.holders_of(name, owned, version),
                 });
@@ -242,19 +298,44 @@ impl World {
         let state = &self.find(name)?.kept.state;
         let view = state.version(version);
         let view = view.ok_or_else(|| HandleError::Missing(format!("version {version} of {name}")))?;
-        let blockers = self.blockers(state.why_not(version, self.clock.now()));
-        Ok(Why { credential: name.clone(), version, phase: version_phase(&view), blockers })
+        let blockers = self.blockers(name, version, state.why_not(version, self.clock.now()));
+        let (phase, aborted) = (version_phase(&view), view.aborted.is_some());
+        Ok(Why { credential: name.clone(), version, phase, aborted, blockers })
     }
 
-    fn blockers(&self, blockers: Vec<lifecycle::credential::Blocker>) -> Vec<Blocker> {
+    fn blockers(
+        &self,
+        credential: &CredentialName,
+        version: Version,
+        blockers: Vec<lifecycle::credential::Blocker>,
+    ) -> Vec<Blocker> {
         let one = |blocker: lifecycle::credential::Blocker| Blocker {
             clause: clause(blocker.clause),
             name: blocker.target.as_ref().map(|target| self.target_name(target)),
+            remedy: self.remedy(credential, version, &blocker),
             who: blocker.target.as_ref().map_or_else(|| blocker.who.clone(), ToString::to_string),
             detail: Some(blocker.who),
             since: Some(self.clock.wall(blocker.since)),
         };
         blockers.into_iter().map(one).collect()
+    }
+
+    /// The command of esoctl that ends it.
+    fn remedy(
+        &self,
+        credential: &CredentialName,
+        version: Version,
+        blocker: &lifecycle::credential::Blocker,
+    ) -> Option<String> {
+        let target = || Some(quoted(&self.target_name(blocker.target.as_ref()?)));
+        let credential = quoted(credential.as_str());
+        Some(match blocker.word.as_ref()? {
+            Word::Clear(id) => {
+                format!("esoctl holders clear {credential} {} {} --reason WHY", target()?, quoted(id))
+            }
+            Word::Unhold => format!("esoctl credential unhold {credential}@{version}"),
+            Word::Excuse => format!("esoctl host excuse {} {credential}@{version} --reason WHY", target()?),
+        })
     }
 
     pub(crate) fn holders(&self, name: Option<&CredentialName>) -> Vec<HolderView> {
@@ -392,7 +473,7 @@ impl World {
         let accepted = match state.apply(input, Event::Rotate(Rotate { reason })) {
             Ok(_) => true,
             Err(illegal) => {
-                reasons.push(illegal.to_string());
+                reasons.push(refusal(&illegal).problem().to_string());
                 false
             }
         };
@@ -520,6 +601,15 @@ fn summary(name: &CredentialName, owned: &Owned) -> CredentialSummary {
     }
 }
 
+/// As one word for a shell: names of units may have a backslash, and what a host names must run nothing.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/@+,=".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 fn stuck_of(name: &CredentialName, owned: &Owned) -> Vec<Stuck> {
     let state = &owned.kept.state;
     let whole = state.stuck().map(|stuck| (None, stuck.clone()));
@@ -587,4 +677,42 @@ fn next_version(owned: &Owned) -> Version {
     let epoch = state.epoch().counter;
     let newest = state.versions().map(|view| view.version).filter(|version| version.epoch == epoch).max();
     Version::new(epoch, newest.map_or(1, |version| version.number + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The code and what to do stand beside the message wherever it is told.
+    #[test]
+    fn a_refusal_says_nothing_twice() {
+        let version = Version::new(1, 7);
+        for illegal in [
+            IllegalEvent::TooManyLive { live: 4, max: 4 },
+            IllegalEvent::Held { version, by: "import".to_owned() },
+            IllegalEvent::UnknownVersion(version),
+            IllegalEvent::InUse(version),
+            IllegalEvent::Orphaned,
+            IllegalEvent::Interrupts,
+            IllegalEvent::Starting,
+            IllegalEvent::NothingToReturnTo,
+        ] {
+            let problem = refusal(&illegal).problem();
+            let told = problem.to_string();
+            // Advice in the detail is the action itself, which is not told again then.
+            let advice = problem.detail.rsplit_once("; ").map(|(_, advice)| advice);
+            assert!(advice.is_none_or(|advice| advice == problem.action), "{told}");
+            assert!(!problem.detail.starts_with(&problem.code), "{told}");
+            assert!(!told.contains("--compromised"), "a limit is not there to be gone round: {told}");
+        }
+    }
+
+    #[test]
+    fn what_a_host_names_is_one_word_of_a_command() {
+        assert_eq!(quoted("unit:orders.service:3f9c"), "unit:orders.service:3f9c");
+        assert_eq!(quoted(r"unit:a\x2db.service"), r"'unit:a\x2db.service'");
+        assert_eq!(quoted("a; $(rm -r b)"), "'a; $(rm -r b)'");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+        assert_eq!(quoted("~"), "'~'");
+    }
 }

@@ -7,7 +7,7 @@ mod fakes;
 use fakes::{Stage, name, settled, until};
 use lifecycle::{Epoch, Generation, SetName, Version};
 use protocol::FrameDigest;
-use protocol::api::HostPhase;
+use protocol::api::{CredentialPhase, DeliveryPhase, HostPhase};
 use protocol::order::OrderIdentity;
 use protocol::report::{Notice, Outcome, Receipt};
 use store::Steps;
@@ -200,6 +200,36 @@ async fn a_rollout_that_waits_for_its_backend_says_what_the_backend_said() {
     .await;
     stage.server.lock().unwrap().unfit = None;
     until(&handle, 30, "the first version is active", async |h| settled(h, 1).await).await;
+    drop(handle);
+    stage.kill(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_take_a_version_is_shown_during_the_rollout_and_after_it() {
+    let stage = Stage::new(2).await;
+    stage.host(1).lock().unwrap().names_no_set = true;
+    let engine = stage.start(Steps::default()).await;
+    let handle = engine.handle().clone();
+    until(&handle, 30, "the first version is active", async |h| {
+        h.credentials().await.unwrap()[0].phase == CredentialPhase::Active
+    })
+    .await;
+    let refusals = handle.status().await.unwrap().refusals;
+    let [refusal] = &refusals[..] else { panic!("{refusals:?}") };
+    assert_eq!((&refusal.credential, refusal.name.as_str()), (&name(), "h1"));
+    assert!(refusal.reason.starts_with("not_in_policy: "), "{refusal:?}");
+    let detail = handle.credential(&name()).await.unwrap();
+    let row = detail.versions[0].deliveries.iter().find(|row| row.name == "h1").unwrap();
+    assert_eq!(row.phase, DeliveryPhase::Refused);
+    assert!(row.reason.as_ref().unwrap().contains("not_in_policy"), "{row:?}");
+
+    stage.host(0).lock().unwrap().loses_pushes = true;
+    handle.rotate("operator:alice", &name(), false, None).await.unwrap();
+    until(&handle, 30, "the rollout names who refuses", async |h| {
+        let Ok(Some(rollout)) = h.rollout(&name()).await else { return false };
+        rollout.reason.is_some_and(|reason| reason.contains("h1 refused: not_in_policy: "))
+    })
+    .await;
     drop(handle);
     stage.kill(engine).await;
 }

@@ -19,16 +19,16 @@ const NAME_CHARS_MAX: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// Nothing was shown.
-    #[error("this needs an identity; show a client certificate or a token")]
+    #[error("this needs an identity")]
     Nobody,
     /// What was shown is not known, or not any more: one answer, so that nobody learns which.
-    #[error("this identity is not known here, has expired, or was revoked; ask an admin for a new one")]
+    #[error("this identity is not known here, has expired, or was revoked")]
     Unknown,
     /// The host was retired.
-    #[error("host {0} was retired; set it up anew and enrol it with a new bundle")]
+    #[error("host {0} was retired")]
     Retired(HostId),
     /// The certificate is a host's, but not for the key that the host renews with.
-    #[error("host {0} calls with another key than the one it enrolled with; enrol it again")]
+    #[error("host {0} calls with another key than the one it enrolled with")]
     OtherKey(HostId),
     /// The store.
     #[error(transparent)]
@@ -208,10 +208,11 @@ impl Identities {
         Ok(self.store.operators().await?.iter().filter_map(view).collect())
     }
 
-    /// Ends an identity at once. False when there is none of that id, or it ended before.
+    /// Ends an identity at once, unless it is the last good admin: nobody could let anybody in any more. False when
+    /// there is none of that id, or it ended before.
     pub async fn revoke_operator(&self, id: &str, by: &str, now: UnixMillis) -> Result<bool, StoreError> {
         let audit = audit(now, by, "operator_revoke", format!("operator/{id}"), String::new());
-        self.store.revoke_operator(id, now.0, audit).await
+        self.store.revoke_operator(id, role_word(Role::Admin), now.0, audit).await
     }
 }
 

@@ -78,7 +78,7 @@ pub enum RenewError {
     #[error(transparent)]
     Csr(#[from] CsrError),
     /// The request is for another key.
-    #[error("a certificate is renewed only for the key that it has; enrol again to change the key")]
+    #[error("a certificate is renewed only for the key that it has")]
     OtherKey,
     /// The address cannot be one.
     #[error("{0:?} is not an address that pushes could reach; write HOST:PORT")]

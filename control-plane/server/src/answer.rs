@@ -59,7 +59,7 @@ impl From<AccessError> for Failure {
                 Self::new(401, "unknown_identity", text, "ask an admin for `esoctl operator add`")
             }
             AccessError::Retired(_) => {
-                Self::new(403, "host_retired", text, "set the host up anew and enrol it")
+                Self::new(403, "host_retired", text, "set it up anew and enrol it with a new bundle")
             }
             AccessError::OtherKey(_) => Self::new(403, "foreign_key", text, "enrol the host again"),
             AccessError::Store(_) => Self::new(503, "store", text, SEE_LOG),
@@ -72,7 +72,7 @@ impl From<EnrolError> for Failure {
         let text = error.to_string();
         match error {
             EnrolError::Token => {
-                Self::new(401, "bad_token", text, "make a new token with `esoctl host enroll-token`")
+                Self::new(401, "bad_token", text, "make a new one with `esoctl host enroll-token`")
             }
             EnrolError::Registration(_) => {
                 Self::new(403, "foreign_registration", text, "enrol with a fresh bundle")

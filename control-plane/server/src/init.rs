@@ -1,6 +1,7 @@
 //! The first set-up of a data directory. Every step can be repeated: a run that was interrupted is finished by the
 //! next one, and nothing that exists is overwritten.
 
+use std::fmt;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -59,9 +60,11 @@ pub enum InitError {
     AdminKey(String),
 }
 
-/// What was made.
+/// What is there.
 #[derive(Debug)]
 pub struct Initialised {
+    /// Whether it was whole before: then nothing was made.
+    pub before: bool,
     /// Which installation.
     pub installation: InstallationId,
     /// The first admin's configuration for esoctl.
@@ -70,25 +73,51 @@ pub struct Initialised {
     pub key_file: Option<PathBuf>,
 }
 
+/// For people. Always ends without a line break.
+impl fmt::Display for Initialised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = self.esoctl_config.display();
+        if self.before {
+            let admin = self.esoctl_config.parent().unwrap_or(Path::new("")).display();
+            return write!(
+                f,
+                "installation {} was initialised before: nothing was made; its admin is in {config}\nIf that admin's \
+                 certificate is lost or has ended: stop `eso-control-plane serve`, move {admin} away and run `init` \
+                 again with the same --url; it makes a new admin. Then `esoctl operator revoke` the old one.",
+                self.installation
+            );
+        }
+        write!(f, "installation {}\nesoctl       {config}", self.installation)?;
+        let Some(key_file) = &self.key_file else { return Ok(()) };
+        write!(
+            f,
+            "\nkey          {}\nKeep a copy of the key away from the database: without it no backup can be read.",
+            key_file.display()
+        )
+    }
+}
+
 /// Makes a data directory.
 pub async fn init(settings: &settings::Init) -> Result<Initialised, InitError> {
     let data = &settings.data;
     make_directory(&data.data)?;
     let key_file = data.key_credential.is_none().then(|| data.key_file());
+    let esoctl_config = data.admin().join("esoctl.toml");
+    let key_was_there = key_file.as_ref().is_none_or(|file| file.exists());
+    let before = key_was_there && data.database().exists() && esoctl_config.exists();
     if let Some(key_file) = key_file.as_ref().filter(|file| !file.exists()) {
         KeyEncryptionKey::generate()?.write_file(key_file)?;
     }
     let store = Store::open(data.database(), data.read_key()?).await?;
     Identities::init(&store, settings.root_key, UnixMillis::now()).await?;
     let identities = Identities::open(store, Lives::default()).await?;
-    let esoctl_config = data.admin().join("esoctl.toml");
     // The configuration is written last, so its absence says that the admin is not complete.
     if !esoctl_config.exists() {
         make_admin(settings, &identities, &esoctl_config).await?;
     } else if !names_server(&esoctl_config, &settings.url)? {
         return Err(InitError::OtherServer { config: esoctl_config, url: settings.url.clone() });
     }
-    Ok(Initialised { installation: identities.installation(), esoctl_config, key_file })
+    Ok(Initialised { before, installation: identities.installation(), esoctl_config, key_file })
 }
 
 async fn make_admin(

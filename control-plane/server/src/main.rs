@@ -45,13 +45,7 @@ fn log_to_stderr(cli: &Cli) -> anyhow::Result<()> {
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init(settings) => {
-            let made = init(&settings).await?;
-            println!("installation {}", made.installation);
-            println!("esoctl       {}", made.esoctl_config.display());
-            if let Some(key_file) = made.key_file {
-                println!("key          {}", key_file.display());
-                println!("Keep a copy of the key away from the database: without it no backup can be read.");
-            }
+            println!("{}", init(&settings).await?);
             Ok(())
         }
         Command::Serve(settings) => {

@@ -220,7 +220,10 @@ pub(crate) async fn refresh_all(
     Extension(caller): Extension<Caller>,
 ) -> Answer<Done> {
     let asked = app.handle.refresh(&caller.actor(), None).await?;
-    Ok(done(format!("{asked} sources are asked now")))
+    Ok(done(match asked {
+        1 => "1 source is asked now".to_owned(),
+        asked => format!("{asked} sources are asked now"),
+    }))
 }
 
 pub(crate) async fn operators(State(app): State<App>) -> Answer<Vec<OperatorView>> {
@@ -240,15 +243,21 @@ pub(crate) async fn revoke_operator(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Answer<Done> {
-    if app.identities.revoke_operator(&id, &caller.actor(), UnixMillis::now()).await? {
-        Ok(done("revoked"))
-    } else {
-        Err(Failure::new(
+    match app.identities.revoke_operator(&id, &caller.actor(), UnixMillis::now()).await {
+        Ok(true) => Ok(done("revoked")),
+        Ok(false) => Err(Failure::new(
             404,
             "not_found",
             "there is no such operator, or it was revoked before",
             "see `esoctl operator list`",
-        ))
+        )),
+        Err(error @ store::StoreError::LastOf { .. }) => Err(Failure::new(
+            409,
+            "last_admin",
+            format!("{error}: without it nobody could let anybody in"),
+            "let another one in first with `esoctl operator add NAME --role admin`, then revoke this one",
+        )),
+        Err(error) => Err(error.into()),
     }
 }
 

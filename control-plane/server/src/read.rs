@@ -128,11 +128,17 @@ pub(crate) async fn host(State(app): State<App>, Path(host): Path<String>) -> An
 #[derive(Deserialize)]
 pub(crate) struct AuditQuery {
     after: Option<u64>,
+    last: Option<u32>,
+    before: Option<u64>,
     limit: Option<u32>,
     subject: Option<String>,
 }
 
 pub(crate) async fn audit(State(app): State<App>, Query(query): Query<AuditQuery>) -> Answer<AuditPage> {
+    if let Some(last) = query.last {
+        let page = app.handle.audit_before(query.before, last.min(AUDIT_ROWS_MAX), query.subject).await?;
+        return Ok(Json(page));
+    }
     let limit = query.limit.unwrap_or(AUDIT_ROWS).min(AUDIT_ROWS_MAX);
     Ok(Json(app.handle.audit(query.after.unwrap_or(0), limit, query.subject).await?))
 }

@@ -16,10 +16,10 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// How much to log: error, warn, info, debug, trace, or a filter such as `info,engine=debug`.
-    #[arg(long, global = true, env = "ESO_LOG", default_value = "info")]
+    #[arg(long, global = true, help_heading = "Log", env = "ESO_LOG", default_value = "info")]
     pub log: String,
     /// How to log.
-    #[arg(long, global = true, env = "ESO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, help_heading = "Log", env = "ESO_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
 }
 
@@ -36,6 +36,9 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a data directory: key, database, certificate authority, the first admin's credentials for esoctl.
+    ///
+    /// What is there already is kept. A new admin, where the certificate of the first is lost or has ended: stop
+    /// `serve`, move DATA/admin away, run `init` again with the same --url, and revoke the old one by `esoctl operator`.
     Init(Init),
     /// Serve.
     Serve(Box<Serve>),
@@ -100,7 +103,7 @@ pub struct Init {
     #[arg(long, default_value = "admin")]
     pub admin: String,
     /// The URL that esoctl will call; written into the admin's configuration.
-    #[arg(long, default_value = "https://localhost:8443")]
+    #[arg(long, default_value = "https://localhost:8443", value_parser = https_url)]
     pub url: String,
     /// The public half (64 hex digits) of a key that is kept offline and may change the order key later.
     #[arg(long, value_name = "HEX")]
@@ -128,7 +131,7 @@ pub struct Serve {
     #[arg(long = "name", env = "ESO_NAMES", value_delimiter = ',')]
     pub names: Vec<String>,
     /// The URL that hosts call; https://NAME:PORT of the first name unless told otherwise.
-    #[arg(long, env = "ESO_URL")]
+    #[arg(long, env = "ESO_URL", value_parser = https_url)]
     pub url: Option<String>,
 }
 
@@ -152,4 +155,13 @@ pub struct Restore {
     /// A file that `backup` wrote.
     #[arg(long)]
     pub from: PathBuf,
+}
+
+fn https_url(text: &str) -> Result<String, String> {
+    let is_https = |uri: &http::Uri| uri.scheme_str() == Some("https");
+    let has_host = |uri: &http::Uri| uri.host().is_some_and(|host| !host.is_empty());
+    match text.parse::<http::Uri>() {
+        Ok(uri) if is_https(&uri) && has_host(&uri) => Ok(text.to_owned()),
+        _ => Err("write https://NAME:PORT, for example https://eso.example.org:8443".to_owned()),
+    }
 }

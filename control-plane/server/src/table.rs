@@ -114,6 +114,8 @@ fn views() -> Vec<Route> {
         view!("/v1/audit", "The audit log, oldest first", read::audit, AuditPage).query(&[
             ("after", "rows after this one"),
             ("limit", "at most so many, 1000 at most"),
+            ("last", "so many of the newest rows instead, 1000 at most"),
+            ("before", "with `last`: the newest of those before this row"),
             ("subject", "only of this subject, such as credential/orders-db"),
         ]),
     ]

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use eso_control_plane::settings::{Backup, Init, Restore};
 use eso_control_plane::{ServeError, backup, restore, serve};
 use esoctl::{Exit, Streams};
-use protocol::api::{AuditPage, BackedUp, Changes, Status};
+use protocol::api::{AuditPage, BackedUp, Changes, OperatorView, Status};
 use world::{World, data, init, settings};
 
 async fn esoctl(world: &World, arguments: &[&str]) -> (Exit, String, String) {
@@ -71,6 +71,52 @@ async fn a_directory_is_made_once_and_init_again_changes_nothing() {
     }
 }
 
+/// The way that `init` names to a new admin, who ends the old one.
+#[tokio::test]
+async fn an_admin_who_lost_the_certificate_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    assert!(init(&directory).await.to_string().contains("Keep a copy of the key"));
+    let told = init(&directory).await.to_string();
+    let admin = directory.path().join("data/admin");
+    assert!(
+        told.contains("nothing was made") && told.contains(&format!("move {} away", admin.display())),
+        "{told}"
+    );
+    let lost = directory.path().join("lost");
+    std::fs::rename(&admin, &lost).unwrap();
+    assert!(!init(&directory).await.before);
+
+    let world = World::serve(directory).await;
+    let read = |name| std::fs::read_to_string(lost.join(name)).unwrap();
+    let identity = transport::TlsIdentity::from_pem(&read("cert.pem"), &read("key.pem")).unwrap();
+    let thief = world::Caller { client: world.client(Some(&identity)), ..world.admin() };
+    assert_eq!(thief.get("/v1/whoami").await.status(), 200);
+    let all: Vec<OperatorView> = world.admin().get("/v1/operators").await.json().await.unwrap();
+    let old = all.iter().min_by_key(|row| row.created_at).unwrap();
+    let (exit, out, err) = esoctl(&world, &["operator", "revoke", &old.id]).await;
+    assert_eq!(exit, Exit::Done, "{out}{err}");
+    assert_eq!(thief.get("/v1/whoami").await.status(), 401);
+    assert_eq!(world.admin().get("/v1/whoami").await.status(), 200);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_admin_is_not_revoked_and_is_told_whom_to_let_in_first() {
+    let world = World::start().await;
+    let all: Vec<OperatorView> = world.admin().get("/v1/operators").await.json().await.unwrap();
+    let revoke = ["operator", "revoke", &all[0].id];
+    let (exit, out, err) = esoctl(&world, &revoke).await;
+    assert_eq!(exit, Exit::Refused, "{out}{err}");
+    assert!(err.contains("(last_admin)") && err.contains("esoctl operator add NAME --role admin"), "{err}");
+    assert_eq!(esoctl(&world, &["whoami"]).await.0, Exit::Done);
+    let (other, _) = world.operator(protocol::api::Role::Admin).await;
+    assert_eq!(esoctl(&world, &revoke).await.0, Exit::Done);
+    let (exit, _, err) = esoctl(&world, &["whoami"]).await;
+    assert_eq!((exit, err.matches("ask an admin").count()), (Exit::Forbidden, 1), "{err}");
+    assert_eq!(other.get("/v1/operators").await.status(), 200);
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn init_again_with_another_address_says_what_to_correct() {
     let directory = tempfile::tempdir().unwrap();
@@ -82,6 +128,25 @@ async fn init_again_with_another_address_says_what_to_correct() {
     assert!(told.contains(&config.display().to_string()) && told.contains("`server`"), "{told}");
     let kept = std::fs::read_to_string(config).unwrap();
     assert!(kept.contains("https://localhost:1"), "{kept}");
+}
+
+#[test]
+fn what_nobody_could_call_is_no_url_of_ours() {
+    use clap::Parser as _;
+    let parsed = |command: &str, url: &str| {
+        eso_control_plane::settings::Cli::try_parse_from(["eso-control-plane", command, "--url", url])
+    };
+    for command in ["init", "serve"] {
+        for url in ["https://localhost:1", "https://[::1]:8443", "https://eso.example.org"] {
+            parsed(command, url).unwrap();
+        }
+        for url in
+            ["nonsense", "http://localhost:1", "localhost:8443", "https://", "https://:1", "https:///a", ""]
+        {
+            let told = parsed(command, url).unwrap_err().to_string();
+            assert!(told.contains("write https://NAME:PORT"), "{url}: {told}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -167,7 +232,7 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
     let id = host.id.to_string();
     let bundle = world.directory.path().join("bundle.json");
     let bundle = bundle.to_str().unwrap();
-    let cases: [(&[&str], Exit, &str); 17] = [
+    let cases: [(&[&str], Exit, &str); 18] = [
         (&["status"], Exit::Done, "epoch         1"),
         (&["whoami"], Exit::Done, "admin"),
         (&["credential", "list"], Exit::Done, "no credentials"),
@@ -175,7 +240,7 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
         (&["credential", "rotate", "orders"], Exit::Missing, "does not exist"),
         (&["credential", "rotate", "orders", "--watch"], Exit::Missing, "does not exist"),
         (&["why", "orders@1"], Exit::Missing, "does not exist"),
-        (&["pending"], Exit::Done, "no superseded version waits"),
+        (&["pending"], Exit::Done, "no older version waits"),
         (&["host", "show", "web-1"], Exit::Done, &id),
         (&["host", "label", "web-1", "role=web", "zone=a"], Exit::Done, "labelled"),
         (&["host", "label", "web-1", "zone-"], Exit::Done, "labelled"),
@@ -186,7 +251,8 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
             "eso-vm-applier enroll",
         ),
         (&["host", "enroll-token", "web-2", "--out", bundle], Exit::Failed, "failed to write the bundle"),
-        (&["host", "enroll-token", "a b"], Exit::Refused, "cannot name a host"),
+        (&["host", "enroll-token", "a b"], Exit::Usage, "cannot name a host"),
+        (&["host", "label", "web-1", "a b=c"], Exit::Usage, "cannot name a host or a label"),
         (&["source", "refresh", "--all"], Exit::Done, "0 sources"),
         (
             &["holders", "clear", "orders", "web-1", "unit:x", "--reason", "gone"],
@@ -236,6 +302,42 @@ async fn the_command_line_speaks_to_a_real_control_plane() {
         let exit = esoctl::run(fixed.into_iter().chain(arguments).map(Into::into), &mut streams).await;
         assert_eq!(exit, expected, "{}", String::from_utf8_lossy(&err));
     }
+    world.stop().await;
+}
+
+/// More rows than one page of the API has.
+#[tokio::test]
+async fn the_audit_log_shows_the_newest_rows_in_the_order_of_time() {
+    let directory = tempfile::tempdir().unwrap();
+    init(&directory).await;
+    let data = data(&directory);
+    let store = store::Store::open(data.database(), data.read_key().unwrap()).await.unwrap();
+    let long_ago = store::Audit { at_ms: 1, actor: "past".to_owned(), ..store::Audit::default() };
+    for _ in 0..1001 {
+        store.audit(long_ago.clone()).await.unwrap();
+    }
+    drop(store);
+    let world = World::serve(directory).await;
+    let host = world.host("web-1").await;
+    let rows = async |arguments: &[&str]| {
+        let arguments = [&["audit", "-o", "json"], arguments].concat();
+        let (exit, out, err) = esoctl(&world, &arguments).await;
+        assert_eq!(exit, Exit::Done, "{err}");
+        let page: AuditPage = serde_json::from_str(&out).unwrap();
+        page.entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>()
+    };
+    let all = rows(&[]).await;
+    let newest = *all.last().unwrap();
+    assert_eq!(all, (1..=newest).collect::<Vec<_>>());
+    assert_eq!(rows(&["--limit", "3"]).await, [newest - 2, newest - 1, newest]);
+    assert_eq!(rows(&["--limit", "1002"]).await, (newest - 1001..=newest).collect::<Vec<_>>());
+    assert_eq!(rows(&["--after", "2", "--limit", "2"]).await, [3, 4]);
+    let recent = rows(&["--since", "1h"]).await;
+    assert_eq!((recent[0] > 1001, recent.last()), (true, Some(&newest)));
+    let subject = format!("host/{}", host.id);
+    assert_eq!(rows(&["--subject", &subject, "--limit", "1"]).await.len(), 1);
+    let (_, out, _) = esoctl(&world, &["audit", "--limit", "9"]).await;
+    assert!(out.contains("host/web-1") && !out.contains(&host.id.to_string()), "{out}");
     world.stop().await;
 }
 

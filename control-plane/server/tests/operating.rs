@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use esoctl::{Exit, Streams};
 use protocol::api::{
-    AuditPage, BackedUp, CredentialDetail, CredentialSummary, HolderView, HostDetail, HostSummary,
+    AuditPage, BackedUp, Blocker, CredentialDetail, CredentialSummary, HolderView, HostDetail, HostSummary,
     OperatorIssued, OperatorView, PendingVersion, RolloutPhase, RolloutView, Status, VersionPhase, Whoami,
     Why,
 };
@@ -477,10 +477,13 @@ async fn who_is_left_is_answered_for(world: &mut World, two: &Host) {
     let [first, second] = ["web-1", "web-2"];
     // It is held because it was imported, and then because two applications still have it.
     let why = world.reads::<Why>(&["why", "orders-db@0"]).await;
-    assert!(
-        why.blockers.iter().any(|blocker| blocker.clause == protocol::api::view::Clause::NoHold),
-        "{why:?}"
-    );
+    for (verb, more) in [("hold", &REASON[..]), ("unhold", &[])] {
+        let arguments = [&["credential", verb, "orders-db@1234"], more].concat();
+        world.refuses(&arguments, Exit::Missing, "(unknown_version)").await;
+    }
+    let hold = why.blockers.iter().find(|blocker| blocker.clause == protocol::api::view::Clause::NoHold);
+    let remedy = hold.and_then(|blocker| blocker.remedy.as_deref());
+    assert_eq!(remedy, Some("esoctl credential unhold orders-db@0"), "{why:?}");
     world.does(&["credential", "unhold", "orders-db@0"]).await;
     let list = ["holders", "list", "--credential", "orders-db"];
     let of_zero = |all: &[HolderView], host: &str| {
@@ -699,7 +702,8 @@ async fn a_source_is_looked_at(world: &mut World) {
         .await;
     std::fs::write(directory.join("password"), "of-the-mail").unwrap();
     world.refuses(&["source", "refresh", "orders"], Exit::Missing, "orders").await;
-    world.refuses(&["source", "refresh"], Exit::Usage, "<NAME>").await;
+    world.refuses(&["source", "refresh"], Exit::Usage, "--all").await;
+    world.refuses(&["source", "refresh", "orders-db"], Exit::Refused, "(no_source)").await;
     world.does(&["source", "refresh", "mail"]).await;
     world
         .until::<CredentialDetail>("the value is taken", &["credential", "show", "mail"], |detail| {
@@ -790,15 +794,16 @@ async fn a_lost_place_is_cleared(world: &mut World, host: &Host) {
         world.does(&["holders", "clear", "orders-db", "web-1", &row.id, REASON[0], REASON[1]]).await;
     }
     // The holder is cleared; the place alone keeps it alive.
-    world
+    let is_place =
+        |blocker: &Blocker| blocker.detail.as_deref().is_some_and(|detail| detail.contains("place/password"));
+    let why = world
         .until::<Why>("the place is in the way", &["why", "orders-db@1"], |why| {
-            why.blockers.iter().any(|blocker| {
-                blocker.detail.as_deref().is_some_and(|detail| detail.contains("place/password"))
-            })
+            why.blockers.iter().any(is_place)
         })
         .await;
-    let id = lost_place(&all).unwrap().id;
-    world.does(&["holders", "clear", "orders-db", "web-1", &id, REASON[0], REASON[1]]).await;
+    let remedy = why.blockers.into_iter().find(is_place).and_then(|blocker| blocker.remedy).unwrap();
+    assert!(remedy.contains(&lost_place(&all).unwrap().id), "{remedy}");
+    world.does(&remedy.split(' ').skip(1).collect::<Vec<_>>()).await;
     world.until_ended("1").await;
     allow(0o755);
     std::fs::write(folder.join("poked"), "").unwrap();

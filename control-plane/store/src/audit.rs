@@ -71,24 +71,25 @@ impl Store {
         subject: Option<String>,
     ) -> Result<Vec<AuditRow>, StoreError> {
         self.run("read the audit log", move |database| {
-            let mut rows = database.connection.prepare_cached(
-                "SELECT sequence, at_ms, actor, action, subject, detail, link FROM audit
-                 WHERE sequence > ?1 AND (?3 IS NULL OR subject = ?3) ORDER BY sequence LIMIT ?2",
-            )?;
-            let rows = rows.query_map(params![signed(after), limit, subject], |row| {
-                Ok(AuditRow {
-                    sequence: unsigned(row.get(0)?),
-                    entry: Audit {
-                        at_ms: unsigned(row.get(1)?),
-                        actor: row.get(2)?,
-                        action: row.get(3)?,
-                        subject: row.get(4)?,
-                        detail: row.get(5)?,
-                    },
-                    link: hex::encode(row.get::<_, Vec<u8>>(6)?),
-                })
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
+            let asked = "sequence > ?1 AND (?3 IS NULL OR subject = ?3) ORDER BY sequence LIMIT ?2";
+            database.audit_rows(asked, params![signed(after), limit, subject])
+        })
+        .await
+    }
+
+    /// The newest `limit` rows before row `before`, or of all, oldest first; of one subject if it is named.
+    pub async fn audit_rows_before(
+        &self,
+        before: Option<u64>,
+        limit: u32,
+        subject: Option<String>,
+    ) -> Result<Vec<AuditRow>, StoreError> {
+        self.run("read the audit log", move |database| {
+            let asked =
+                "(?1 IS NULL OR sequence < ?1) AND (?3 IS NULL OR subject = ?3) ORDER BY sequence DESC LIMIT ?2";
+            let mut rows = database.audit_rows(asked, params![before.map(signed), limit, subject])?;
+            rows.reverse();
+            Ok(rows)
         })
         .await
     }
@@ -126,6 +127,26 @@ impl Store {
 }
 
 impl Database {
+    fn audit_rows(&self, asked: &str, values: impl rusqlite::Params) -> Result<Vec<AuditRow>, Failure> {
+        let mut rows = self.connection.prepare_cached(&format!(
+            "SELECT sequence, at_ms, actor, action, subject, detail, link FROM audit WHERE {asked}"
+        ))?;
+        let rows = rows.query_map(values, |row| {
+            Ok(AuditRow {
+                sequence: unsigned(row.get(0)?),
+                entry: Audit {
+                    at_ms: unsigned(row.get(1)?),
+                    actor: row.get(2)?,
+                    action: row.get(3)?,
+                    subject: row.get(4)?,
+                    detail: row.get(5)?,
+                },
+                link: hex::encode(row.get::<_, Vec<u8>>(6)?),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     pub(crate) fn append_audit(&self, entry: &Audit) -> Result<(), Failure> {
         let (last, before) = self.last_row()?;
         let is_whole = schema::setting(&self.connection, END)? == Some(self.end(last, &before));

@@ -78,6 +78,14 @@ pub enum StoreError {
     /// Nothing of that name.
     #[error("{0} does not exist")]
     Missing(String),
+    /// Whoever is to be let in no more is the last one of this role.
+    #[error("{name} is the last good {role}")]
+    LastOf {
+        /// What people call them.
+        name: String,
+        /// What nobody else may do.
+        role: &'static str,
+    },
     /// The writer is gone: the process is shutting down, or a failpoint ended it.
     #[error("failed to reach the database: the store is closed")]
     Closed,

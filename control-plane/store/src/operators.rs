@@ -100,10 +100,22 @@ impl Store {
         .await
     }
 
-    /// Ends an identity. False when there is none of that id, or it ended before.
-    pub async fn revoke_operator(&self, id: &str, now_ms: u64, audit: Audit) -> Result<bool, StoreError> {
+    /// Ends an identity, unless it is the last good one of the role `kept`. False when there is none of that id, or
+    /// it ended before.
+    pub async fn revoke_operator(
+        &self,
+        id: &str,
+        kept: &'static str,
+        now_ms: u64,
+        audit: Audit,
+    ) -> Result<bool, StoreError> {
         let id = id.to_owned();
         self.write("revoke an operator", move |database| {
+            if let [last] = &database.good_operators(kept, now_ms)?[..]
+                && last.id == id
+            {
+                return Err(StoreError::LastOf { name: last.name.clone(), role: kept }.into());
+            }
             let changed = database
                 .connection
                 .prepare_cached("UPDATE operators SET revoked_ms = ?2 WHERE id = ?1 AND revoked_ms IS NULL")?
@@ -125,6 +137,13 @@ impl Database {
             self.connection.prepare_cached(&format!("SELECT {COLUMNS} FROM operators ORDER BY name, id"))?;
         let rows = rows.query_map([], read)?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Whoever has this role and is let in. A row that was altered lets nobody in.
+    fn good_operators(&self, role: &str, now_ms: u64) -> Result<Vec<Operator>, Failure> {
+        let rows = self.operators()?.into_iter().filter_map(|row| self.checked(row).ok());
+        let good = rows.filter(|row| row.role == role && row.revoked_ms.is_none() && row.expires_ms > now_ms);
+        Ok(good.collect())
     }
 
     /// Signs the row of one operator, or all, as it stands there.

@@ -385,7 +385,7 @@ async fn who_can_write_the_file_makes_nobody_an_operator() {
         let store = opened(directory.path()).await;
         store.add_operator(operator("viewer", "viewer"), entry("operator_add")).await.unwrap();
         store.add_operator(operator("ended", "admin"), entry("operator_add")).await.unwrap();
-        assert!(store.revoke_operator("ended", 7, entry("operator_revoke")).await.unwrap());
+        assert!(store.revoke_operator("ended", "none", 7, entry("operator_revoke")).await.unwrap());
         assert_eq!(store.operators().await.unwrap().len(), 2);
         assert!(store.operator(proof("viewer"), 50).await.unwrap().is_some());
         drop(store);
@@ -521,4 +521,37 @@ fn no_statement_writes_both_usage_and_values() {
         }
     }
     assert_eq!(writing, 2, "one statement keeps a value and one forgets it");
+}
+
+/// Expired, revoked and altered rows let nobody in, so none of them is another admin.
+#[tokio::test]
+async fn the_last_one_of_a_role_that_is_let_in_is_not_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path()).await;
+    for (id, role, expires_ms) in
+        [("ann", "admin", 100), ("old", "admin", 50), ("ended", "admin", 100), ("vera", "viewer", 100)]
+    {
+        let one = Operator { expires_ms, ..operator(id, role) };
+        store.add_operator(one, entry("operator_add")).await.unwrap();
+    }
+    store.add_operator(operator("forged", "viewer"), entry("operator_add")).await.unwrap();
+    assert!(store.revoke_operator("ended", "admin", 60, entry("operator_revoke")).await.unwrap());
+    drop(store);
+    let statement = "UPDATE operators SET role = 'admin' WHERE id = 'forged'";
+    let store = altered(directory.path(), statement).await;
+    let rows = store.audit_rows(0, 100, None).await.unwrap().len();
+    let refused = store.revoke_operator("ann", "admin", 60, entry("operator_revoke")).await;
+    assert!(
+        matches!(refused, Err(StoreError::LastOf { ref name, role: "admin" }) if name == "ann"),
+        "{refused:?}"
+    );
+    assert_eq!(store.audit_rows(0, 100, None).await.unwrap().len(), rows);
+    let ann = OperatorProof::TokenDigest("ann".into());
+    assert!(store.operator(ann.clone(), 60).await.unwrap().is_some());
+    for id in ["old", "vera", "forged"] {
+        assert!(store.revoke_operator(id, "admin", 60, entry("operator_revoke")).await.unwrap(), "{id}");
+    }
+    store.add_operator(operator("bob", "admin"), entry("operator_add")).await.unwrap();
+    assert!(store.revoke_operator("ann", "admin", 60, entry("operator_revoke")).await.unwrap());
+    assert!(store.operator(ann, 60).await.unwrap().is_none());
 }

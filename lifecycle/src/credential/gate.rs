@@ -50,6 +50,20 @@ pub struct Blocker {
     pub who: String,
     /// Since when the clause has failed without a break.
     pub since: Millis,
+    /// What an operator can say to end it.
+    pub word: Option<Word>,
+}
+
+/// A word of an operator that ends what keeps a version alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Word {
+    /// The holder, gap or place of this name is gone.
+    Clear(String),
+    /// Nobody holds the version any more.
+    Unhold,
+    /// The target does not count.
+    Excuse,
 }
 
 type Check = fn(&Look<'_>, &mut Tell<'_>);
@@ -148,13 +162,20 @@ struct Tell<'a> {
 
 impl Tell<'_> {
     fn say(&mut self, target: Option<&TargetId>, who: impl FnOnce() -> String) {
+        self.say_with(target, || (who(), None));
+    }
+
+    /// The same of something that an operator can end.
+    fn say_with(&mut self, target: Option<&TargetId>, say: impl FnOnce() -> (String, Option<Word>)) {
         self.found = true;
         if let Some(blockers) = &mut self.blockers {
+            let (who, word) = say();
             blockers.push(Blocker {
                 clause: self.clause,
                 target: target.cloned(),
-                who: who(),
+                who,
                 since: self.since,
+                word,
             });
         }
     }
@@ -361,10 +382,10 @@ fn covered(look: &Look<'_>, tell: &mut Tell<'_>) {
         };
         let open = |gap: &crate::id::GapId| !target.cleared_gaps.contains(&(version, gap.clone()));
         for gap in report.gaps.iter().filter(|g| g.versions.contains(&version) && open(&g.id)) {
-            tell.say(Some(id), || format!("gap {}: {}", gap.id, gap.description));
+            tell.say_with(Some(id), || named(&gap.id, &gap.description));
         }
         for place in report.places.iter().filter(|p| p.versions.contains(&version) && open(&p.id)) {
-            tell.say(Some(id), || format!("place {}: {}", place.id, place.description));
+            tell.say_with(Some(id), || named(&place.id, &place.description));
         }
         if tell.is_over() {
             return;
@@ -372,12 +393,18 @@ fn covered(look: &Look<'_>, tell: &mut Tell<'_>) {
     }
 }
 
+/// What an operator can clear, in words and by its name, which begins with what it is.
+fn named(id: &impl ToString, description: &str) -> (String, Option<Word>) {
+    let id = id.to_string();
+    (format!("{id}: {description}"), Some(Word::Clear(id)))
+}
+
 fn no_holder(look: &Look<'_>, tell: &mut Tell<'_>) {
     let version = look.version;
     for (id, target) in look.counted() {
         let holders = target.report.iter().flat_map(|r| &r.holders).filter(|h| h.version == version);
         for holder in holders.filter(|h| !target.cleared.contains(&(version, h.id.clone()))) {
-            tell.say(Some(id), || format!("holder {}: {}", holder.id, holder.description));
+            tell.say_with(Some(id), || named(&holder.id, &holder.description));
         }
         if tell.is_over() {
             return;
@@ -418,7 +445,7 @@ fn grace(look: &Look<'_>, tell: &mut Tell<'_>) {
 
 fn no_hold(look: &Look<'_>, tell: &mut Tell<'_>) {
     for by in look.kept.holds.iter().chain(&look.kept.epoch_hold) {
-        tell.say(None, || format!("held by {by}"));
+        tell.say_with(None, || (format!("held by {by}"), Some(Word::Unhold)));
     }
     // What this life of the store minted and forgot, or another life that has its number, may be in use by it.
     if let Some(epoch) = look.kept.swept_of.filter(|epoch| epoch.counter >= look.credential.epoch.counter) {
@@ -438,7 +465,8 @@ fn fresh(look: &Look<'_>, tell: &mut Tell<'_>) {
     }
     for (id, target) in &look.credential.targets {
         if !look.is_excused(id, target) && target.answered < round.question {
-            tell.say(Some(id), || "has not reported since".into());
+            let excuse = (!target.connected).then_some(Word::Excuse);
+            tell.say_with(Some(id), || ("has not reported since".into(), excuse));
         }
         if tell.is_over() {
             return;

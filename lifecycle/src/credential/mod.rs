@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use effect::{Effect, EffectKind};
 pub use event::{Event, Input, Outcome, Rotate, RotateReason, Selection, TargetKind};
-pub use gate::{Blocker, Clause};
+pub use gate::{Blocker, Clause, Word};
 pub use policy::{Authority, Overlap, Policy};
 pub use state::{Phase, Stage, Stuck};
 pub use step::{IllegalEvent, step};

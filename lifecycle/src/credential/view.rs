@@ -333,6 +333,9 @@ fn note(target: &Target) -> Option<String> {
     if let Some(refused) = &report.refused {
         return Some(format!("refused {}: {}: {}", refused.version, refused.code, refused.message));
     }
+    if target.barred {
+        return Some("its own policy does not name the set".to_owned());
+    }
     let adopting = target.intent.as_ref().is_some_and(|i| i.course == Course::Adopt);
     let late = report.consumers.iter().find(|(_, c)| c.state != ConsumerState::Settled);
     let late =

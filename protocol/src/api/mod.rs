@@ -16,8 +16,8 @@ pub use view::{
     AuditEntry, AuditPage, BackedUp, Blocker, Changes, Clause, CredentialDetail, CredentialPhase,
     CredentialSummary, DeliveryPhase, DeliveryView, Done, DryRun, EnrolTokenIssued, Figures, FlipView,
     HeldBy, HolderView, HostDetail, HostPhase, HostSummary, Imported, OperatorIssued, OperatorView,
-    PendingVersion, ResourceFault, Role, RolloutPhase, RolloutView, Rotated, Status, Stuck, VersionDetail,
-    VersionPhase, Whoami, Why,
+    PendingVersion, Refusal, ResourceFault, Role, RolloutPhase, RolloutView, Rotated, Status, Stuck,
+    VersionDetail, VersionPhase, Whoami, Why,
 };
 
 /// The content type of the API's answers.

@@ -60,6 +60,9 @@ pub struct Status {
     pub pending_versions: u32,
     /// What cannot go on without an operator.
     pub stuck: Vec<Stuck>,
+    /// Targets that do not take the version that they should have.
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
     /// Resources that were not taken; the last good ones stay in force.
     pub resource_faults: Vec<ResourceFault>,
 }
@@ -75,6 +78,19 @@ pub struct Stuck {
     pub reason: String,
     /// What the operator does.
     pub action: String,
+}
+
+/// A target that does not take a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refusal {
+    /// Of which credential.
+    pub credential: CredentialName,
+    /// Which version.
+    pub version: Version,
+    /// What people call the target.
+    pub name: String,
+    /// The target's stable word and what it says.
+    pub reason: String,
 }
 
 /// A resource that was not taken.
@@ -361,6 +377,9 @@ pub struct Blocker {
     pub detail: Option<String>,
     /// Since when.
     pub since: Option<UnixMillis>,
+    /// The command that ends it, where an operator's word can: for who knows that it is so.
+    #[serde(default)]
+    pub remedy: Option<String>,
 }
 
 /// Why a version is not retired.
@@ -372,6 +391,9 @@ pub struct Why {
     pub version: Version,
     /// Where it is.
     pub phase: VersionPhase,
+    /// Whether it was given up.
+    #[serde(default)]
+    pub aborted: bool,
     /// What keeps it alive; empty when nothing does.
     pub blockers: Vec<Blocker>,
 }
@@ -539,6 +561,9 @@ pub struct AuditPage {
     pub entries: Vec<AuditEntry>,
     /// Give this as `after` for the next page; none at the end.
     pub next: Option<u64>,
+    /// Where `last` was asked for: give this as `before` for the page before; none at the beginning.
+    #[serde(default)]
+    pub previous: Option<u64>,
 }
 
 /// Somebody who may use the API.

@@ -229,6 +229,7 @@ fn in_events_and_answers() {
                 link: String::new(),
             }],
             next: None,
+            previous: None,
         };
         assert_found(
             "an audit page",

@@ -104,6 +104,10 @@ fn start_log() {
     tracing_subscriber::registry().with(lines).with(said).init();
 }
 
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
     keep_memory_private()?;
     match arguments.command {
@@ -119,7 +123,7 @@ fn carry_out(arguments: Arguments) -> anyhow::Result<()> {
         }
         Some(Command::Check) => {
             let policy = HostPolicy::load(&arguments.config)?;
-            println!("{} sets in {} files", policy.sets.len(), policy.files.len());
+            println!("{} in {}", counted(policy.sets.len(), "set"), counted(policy.files.len(), "file"));
             Ok(())
         }
         Some(Command::BootOrder { directory }) => {

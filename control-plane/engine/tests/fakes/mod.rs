@@ -323,6 +323,8 @@ pub struct FakeHost {
     pub bad: BTreeSet<String>,
     /// The application cannot use any version but the one that it has.
     pub refuses_anything_new: bool,
+    /// Its policy names no set.
+    pub names_no_set: bool,
     good: Option<String>,
     sequence: u64,
     acknowledged: Option<Frame>,
@@ -363,6 +365,7 @@ impl FakeHost {
             restarts: 0,
             bad: BTreeSet::new(),
             refuses_anything_new: false,
+            names_no_set: false,
             good: None,
             sequence: 0,
             acknowledged: None,
@@ -387,7 +390,8 @@ impl FakeHost {
                 HostEvent::Started { boot: BootId::default(), link: None, files: BTreeSet::new() },
             );
             let consumers = BTreeMap::from([(app(), By::Permit)]);
-            self.give(set, HostEvent::Policy(Some(Rules { consumers })));
+            let rules = (!self.names_no_set).then_some(Rules { consumers });
+            self.give(set, HostEvent::Policy(rules));
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use eso_control_plane::settings::{Data, Init, Serve};
-use eso_control_plane::{Ready, ServeError};
+use eso_control_plane::{Initialised, Ready, ServeError};
 use protocol::api::{EnrolToken, EnrolTokenIssued, NewOperator, OperatorIssued, OperatorProof, Role};
 use protocol::enrol::{Bundle, EnrolRequest, EnrolResponse, Registration};
 use protocol::{HostId, OpeningKey, SigningKey};
@@ -29,7 +29,7 @@ pub(crate) fn data(directory: &TempDir) -> Data {
     Data { data: directory.path().join("data"), key: None, key_credential: None }
 }
 
-pub(crate) async fn init(directory: &TempDir) {
+pub(crate) async fn init(directory: &TempDir) -> Initialised {
     transport::install_provider();
     let init = Init {
         data: data(directory),
@@ -37,10 +37,11 @@ pub(crate) async fn init(directory: &TempDir) {
         url: "https://localhost:1".to_owned(),
         root_key: None,
     };
-    eso_control_plane::init(&init).await.unwrap();
+    let made = eso_control_plane::init(&init).await.unwrap();
     for name in ["resources", "secrets"] {
         std::fs::create_dir_all(directory.path().join(name)).unwrap();
     }
+    made
 }
 
 pub(crate) fn settings(directory: &TempDir) -> Serve {

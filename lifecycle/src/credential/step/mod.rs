@@ -19,9 +19,7 @@ pub enum IllegalEvent {
     #[error("the credential is starting: its targets have not all answered yet; try again in a moment")]
     Starting,
     /// As many versions are alive as may be.
-    #[error(
-        "too_many_live: {live} versions are alive, and at most {max} may be; see what keeps the old ones, or use --compromised"
-    )]
+    #[error("{live} versions are alive, and at most {max} may be")]
     TooManyLive {
         /// How many are alive.
         live: usize,
@@ -89,12 +87,10 @@ pub enum IllegalEvent {
     #[error("the credential was deleted")]
     Deleted,
     /// Its resource vanished or was refused: it is served as before, and nothing of it is rotated or retired.
-    #[error("the credential's resource is not there, so nothing is rotated; put it back, then rotate")]
+    #[error("the credential's resource is not there, so nothing is rotated")]
     Orphaned,
     /// The backend holds one version only.
-    #[error(
-        "the backend can hold one version only, so a rotation interrupts; allow that in the resource (interruption_allowed)"
-    )]
+    #[error("the backend can hold one version only, so a rotation interrupts")]
     Interrupts,
     /// An import comes first or not at all.
     #[error("the credential has versions already; only an empty one can import")]
