@@ -125,8 +125,8 @@ impl Target {
             self.barred = true;
         }
         self.unfit.retain(|version| !report.present.contains_key(version) && !report.gone.contains(*version));
-        let refused = crate::credential::rollout::refused(&report);
-        self.unfit.extend(refused.map(|refused| refused.version));
+        let lasting = crate::credential::rollout::refused(&report);
+        self.unfit.extend(lasting.map(|refused| refused.version));
         if let Some(rolled_back) = &report.rolled_back {
             let left = self.left_in.entry(rolled_back.from).or_insert(rolled_back.generation);
             *left = rolled_back.generation.max(*left);
