@@ -16,6 +16,9 @@ use crate::answer::{Answer, Body, Failure, Frames};
 use crate::app::App;
 use crate::operate::{done, reason};
 
+/// How many of those whom an excuse strikes are named.
+const NAMED_MAX: usize = 5;
+
 pub(crate) async fn enroll(
     State(app): State<App>,
     Body(request): Body<EnrolRequest>,
@@ -97,8 +100,24 @@ pub(crate) async fn excuse(
 ) -> Answer<Done> {
     let why = reason(&excuse.reason)?;
     let target = find_target(&app, &host).await?;
-    app.handle.excuse(&caller.actor(), &excuse.credential, target, excuse.version, why).await?;
-    Ok(done("excused until it reports again"))
+    let name = &excuse.credential;
+    app.handle.excuse(&caller.actor(), name, target.clone(), excuse.version, why).await?;
+    let known = app.handle.holders(Some(name)).await?;
+    let known = known.into_iter().filter(|one| one.target == target && one.version == excuse.version);
+    Ok(done(excused(&known.map(|one| one.description).collect::<Vec<_>>())))
+}
+
+/// What an excuse costs is said with it.
+fn excused(known: &[String]) -> String {
+    let named = known.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join("; ");
+    let more = match known.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    match known {
+        [] => "excused until it reports again".to_owned(),
+        _ => format!("excused until it reports again; once the version is revoked these fail: {named}{more}"),
+    }
 }
 
 pub(crate) async fn retire(
@@ -115,4 +134,20 @@ pub(crate) async fn retire(
     }
     app.handle.retire_store(&caller.actor(), target, why).await?;
     Ok(done("retired: it counts for no version any more"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_excuses_a_host_is_told_who_fails() {
+        assert_eq!(excused(&[]), "excused until it reports again");
+        let known: Vec<String> = (1..=7).map(|n| format!("process {n}")).collect();
+        let told = excused(&known);
+        assert!(
+            told.contains("these fail: process 1; ") && told.ends_with("process 5; and 2 more"),
+            "{told}"
+        );
+    }
 }

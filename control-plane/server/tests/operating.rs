@@ -515,7 +515,8 @@ async fn who_is_left_is_answered_for(world: &mut World, two: &Host) {
             host.summary.phase == protocol::api::view::HostPhase::Silent
         })
         .await;
-    world.does(&["host", "excuse", second, "orders-db@0", REASON[0], REASON[1]]).await;
+    let said = world.does(&["host", "excuse", second, "orders-db@0", REASON[0], REASON[1]]).await;
+    assert!(said.contains("these fail: "), "{said}");
     world.until_ended("0").await;
     two.signal(Signal::CONT);
 }

@@ -162,12 +162,8 @@ impl Applier {
                 let _ = set.keep(&mut self.tools);
             }
         }
-        let (interrupted, boot) = (self.tools.witness.interrupted, self.tools.witness.boot_id.as_str());
-        // Of a set whose evidence is not of this boot yet nothing was taken in.
-        let is_in = |set: &crate::set::Set| {
-            !set.unkept && (set.is_looked_at || (!interrupted && set.record.evidence.boot() == boot))
-        };
-        if self.sets.values().all(is_in) {
+        let interrupted = self.tools.witness.interrupted;
+        if self.sets.values().all(|set| !set.unkept && (set.is_looked_at || !interrupted)) {
             self.tools.witness.journaled();
         }
         for (name, event) in mixed {

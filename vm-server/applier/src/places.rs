@@ -28,6 +28,7 @@ impl Set {
             // What is not foreseen there is left out, and waits.
             let _ = self.keep(tools);
         }
+        let looked = crate::clock::boot();
         let before = (self.record.written.clone(), self.record.place_faults.clone());
         let (ready, waiting): (Vec<&Place>, Vec<&Place>) =
             policy.places.iter().partition(|place| self.is_foreseen(place, current));
@@ -38,7 +39,7 @@ impl Set {
             tools.changed = true;
             let _ = self.keep(tools);
         }
-        self.places_looked = crate::clock::boot();
+        self.places_looked = looked;
         self.places_due = !waiting.is_empty();
         if waiting.is_empty() {
             self.shown_in_places = Some(current);
@@ -103,6 +104,9 @@ impl Set {
         match written {
             Ok(written) => {
                 self.note_shown(place, current, &written.found);
+                if place.kind == PlaceKind::Copy && written.found == PlaceState::Good {
+                    self.keep_copy(tools, place, current);
+                }
                 self.record.written.insert(place.path.clone());
                 self.record.place_faults.remove(&place.path);
                 if let Some(kept) = &written.kept {

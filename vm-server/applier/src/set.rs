@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use crate::consumers::{Wanted, life_of};
 use crate::journal::JournalError;
 use crate::record::SetRecord;
+use crate::starting::Before;
 use crate::tools::Tools;
 use crate::witness::Pins;
 
@@ -62,6 +63,8 @@ pub(crate) struct Set {
     pub(crate) places_looked: Millis,
     /// When a sealed copy could first not be read.
     pub(crate) unreadable: Option<Instant>,
+    /// What was before this start, as its first try found it.
+    pub(crate) before: Option<Before>,
     /// Its evidence goes on from where an earlier life left it.
     pub(crate) is_looked_at: bool,
     /// Which places may hold which versions, by the journal.
@@ -79,6 +82,7 @@ impl Set {
             start_again: None,
             places_looked: Millis(0),
             unreadable: None,
+            before: None,
             is_looked_at: false,
             kept_places: record.places.clone(),
             record,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use host_policy::{Access, SetPolicy};
+use host_policy::{Access, Place, SetPolicy};
 use lifecycle::host::HostEvent;
 use lifecycle::{BootId, Evidence, Millis, SetName, Version};
 use opens::Inode;
@@ -64,26 +64,27 @@ impl Set {
     }
 
     fn try_start(&mut self, tools: &mut Tools) -> Result<(), JournalError> {
-        let mut found = Here::default();
-        if self.machine().has_anything() || self.policy.is_some() {
-            let looked = self.find(tools).and_then(|here| {
-                if !self.is_looked_at {
-                    self.resume_evidence(tools, &here)?;
-                }
-                Ok(here)
-            });
-            match looked {
-                Ok(here) => found = here,
-                // Not knowing is not the same as finding nothing: it is tried again.
-                Err(why) => {
-                    tools.notice("set", self.name.as_str(), why);
-                    return Ok(());
-                }
-            }
+        let is_here = self.machine().has_anything() || self.policy.is_some();
+        if self.before.is_none() {
+            self.before = Some(self.begin_evidence(tools));
         }
+        let found = if is_here { self.find(tools) } else { Ok(Here::default()) };
+        let looked = found.and_then(|here| {
+            if !self.is_looked_at {
+                self.resume_evidence(tools, &here)?;
+                self.is_looked_at = true;
+            }
+            Ok(here)
+        });
+        let Here { link, files } = match looked {
+            Ok(here) => here,
+            // Not knowing is not the same as finding nothing: it is tried again.
+            Err(why) => {
+                tools.notice("set", self.name.as_str(), why);
+                return Ok(());
+            }
+        };
         tools.unnotice("set", self.name.as_str());
-        self.is_looked_at = true;
-        let Here { link, files, .. } = found;
         for version in self.machine().known().difference(&files) {
             // What was left of it went just now.
             self.unlinked.insert(*version, clock::boot());
@@ -103,7 +104,9 @@ impl Set {
         let policy = self.policy_or_last();
         let Some(dir) = &self.dir else { return Ok(Here::default()) };
         let mut found = dir.recover().map_err(failed)?;
-        let before = found.present.clone();
+        if let Some(before) = &mut self.before {
+            before.found.get_or_insert_with(|| found.present.clone());
+        }
         for version in self.record.machine.present() {
             if !found.present.contains(&version) {
                 match tools.copies.read(&self.name, version) {
@@ -131,19 +134,31 @@ impl Set {
             self.record.evidence.current(Some(pointer), clock::boot());
             found.current = Some(pointer);
         }
-        Ok(Here { link: found.current, files: found.present, before })
+        Ok(Here { link: found.current, files: found.present })
+    }
+
+    /// The evidence is of this boot from now on, whatever the rest of the start comes to.
+    fn begin_evidence(&mut self, tools: &Tools) -> Before {
+        let (boot_id, kind) = (tools.witness.boot_id.as_str(), tools.witness.kind());
+        let rebooted = self.record.evidence.boot() != boot_id;
+        if rebooted {
+            self.record.removed.clear();
+            // Nobody has watched it in this boot.
+            self.record.watched_by = None;
+        }
+        self.record.evidence.resume(boot_id, kind, tools.witness.why(), clock::boot());
+        Before { rebooted, found: None }
     }
 
     /// Watches again what lies here. What may have been read while nobody watched it is a gap, once in a life of ours.
     fn resume_evidence(&mut self, tools: &mut Tools, here: &Here) -> Result<(), String> {
-        let (boot_id, kind) = (tools.witness.boot_id.clone(), tools.witness.kind());
-        let rebooted = self.record.evidence.boot() != boot_id;
+        let Before { rebooted, found } = self.before.clone().unwrap_or_default();
+        let found = found.unwrap_or_default();
+        let kind = self.record.evidence.kind();
         let group = tools.witness.group.clone();
         let why = match &self.record.watched_by {
             // What a boot takes is there again: an earlier start of this boot could not be written down.
-            _ if rebooted => {
-                (!here.before.is_empty()).then_some("it lay there before this start of the applier")
-            }
+            _ if rebooted => (!found.is_empty()).then_some("it lay there before this start of the applier"),
             Some(by) if group.as_ref() == Some(by) => tools
                 .witness
                 .interrupted
@@ -151,22 +166,18 @@ impl Set {
             Some(_) => Some("the applier was restarted and nobody kept its group of opens"),
             None => Some("nobody watched its readers before this start of the applier"),
         };
-        if rebooted {
-            self.record.removed.clear();
-        }
-        self.record.evidence.resume(&boot_id, kind, tools.witness.why(), clock::boot());
-        let mut unwatched = self.mark_files(tools, &here.files, &here.before)?;
+        let mut unwatched = self.mark_files(tools, &here.files, &found)?;
         self.record.evidence.current(here.link, clock::boot());
         let (shown, is_whole) = self.watch_copies(tools, here.link);
+        // Of what nobody has watched in this boot it is not known since when it was there.
+        let is_known = self.record.watched_by.is_some();
         let known = self.machine().known();
-        let strays = here.before.difference(&known).copied();
-        let old = shown.iter().copied().filter(|_| rebooted).chain(strays);
+        let strays = found.difference(&known).copied();
+        let old = shown.iter().copied().filter(|_| !is_known).chain(strays);
         for version in old.filter(|version| Some(*version) != here.link).collect::<Vec<_>>() {
             self.record.evidence.was_shown(version, clock::boot());
         }
         unwatched.extend(shown);
-        // Of what nobody has watched in this boot it is not known since when it was there.
-        let is_known = !rebooted && self.record.watched_by.is_some();
         let since = if is_known { self.record.evidence.complete_through() } else { Millis(0) };
         let mut gaps = vec![(unwatched, "it lay there while nobody watched it")];
         // Of those too that were unlinked and not looked for since.
@@ -224,7 +235,7 @@ impl Set {
                 mark(name, file)
             };
             dir.mark_again(*version, &mut mark_one).map_err(|error| error.to_string())?;
-            if before.contains(version) && !was_marked {
+            if before.contains(version) && !was_marked && tools.witness.is_kept() {
                 unwatched.insert(*version);
             }
         }
@@ -247,8 +258,8 @@ impl Set {
                     continue;
                 }
             };
-            if let Some(version) = self.watched_as(&stat) {
-                let was_marked = tools.witness.was_marked(&stat);
+            // A number alone says little: the file that had it may be gone since nobody pinned it.
+            if let Some(version) = self.watched_as(&stat).filter(|_| tools.witness.was_marked(&stat)) {
                 let watched = tools.witness.mark(file.as_fd());
                 let watched = watched.and_then(|()| self.pins.pin(version, &stat, file.as_fd()));
                 if let Err(error) = &watched {
@@ -257,7 +268,7 @@ impl Set {
                     self.record.evidence.unwatch_file(version, inode);
                 }
                 is_whole &= watched.is_ok();
-                shown.extend((!was_marked || watched.is_err()).then_some(version));
+                shown.extend(watched.is_err().then_some(version));
                 continue;
             }
             let (held, name) = self.held_by_copy(tools, &path, &versions, link);
@@ -293,7 +304,8 @@ impl Set {
     pub(crate) fn watch_foreign_copy(&mut self, tools: &mut Tools, path: &Path) {
         let Some(versions) = self.record.places.get(path).cloned() else { return };
         let Ok(Some((file, stat))) = copy_at(path) else { return };
-        if self.watched_as(&stat).is_some() {
+        let inode = Inode { device: stat.st_dev, number: stat.st_ino };
+        if self.watched_as(&stat).is_some_and(|version| self.pins.is_sure(version, inode)) {
             return;
         }
         let (held, name) = self.held_by_copy(tools, path, &versions, self.machine().current());
@@ -303,6 +315,16 @@ impl Set {
         self.watch_copy(tools, path, &file, &held, name.as_deref());
         if self.record.evidence.kind() == Evidence::Kernel {
             self.blind(tools, self.places_looked, held, "a copy came to its place behind our back");
+        }
+    }
+
+    /// A copy that stays as it is, since the current version says there what the one before did, is one of the current
+    /// version from now on: whoever reads it has that.
+    pub(crate) fn keep_copy(&mut self, tools: &Tools, place: &Place, current: Version) {
+        let Ok(Some((file, stat))) = copy_at(&place.path) else { return };
+        if self.watched_as(&stat).is_some_and(|version| version != current) {
+            self.watch_copy(tools, &place.path, &file, &BTreeSet::from([current]), Some(&place.file));
+            self.unkept = true;
         }
     }
 
@@ -351,6 +373,15 @@ impl Set {
     }
 }
 
+/// What was before a start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Before {
+    /// The machine was booted since the evidence was last written down.
+    rebooted: bool,
+    /// The versions that lay here before the start made others again.
+    found: Option<BTreeSet<Version>>,
+}
+
 /// What lies here of a set.
 #[derive(Default)]
 struct Here {
@@ -358,8 +389,6 @@ struct Here {
     link: Option<Version>,
     /// Whole versions.
     files: BTreeSet<Version>,
-    /// Those of them that were there before this start made others again.
-    before: BTreeSet<Version>,
 }
 
 /// The file at a place, which opens nothing (`O_PATH`). None when nothing lies there, or a link.

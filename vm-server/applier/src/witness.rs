@@ -65,13 +65,38 @@ pub(crate) struct Witness {
     /// Which group of opens sees readers now: one that was kept over our restart, with its marks and events, is the same.
     pub(crate) group: Option<String>,
     /// What was watched in it when it was taken back. What is missing was unwatched for a time.
-    marks: Option<BTreeSet<Inode>>,
+    marks: Option<Marks>,
     /// Whether somebody keeps the group over our next restart.
     pub(crate) stored: bool,
     pub(crate) boot_id: String,
     /// Our own processes: this one, the two of the exact mode, and the network half while it is connected.
     ours: BTreeSet<ProcessId>,
     network: Option<ProcessId>,
+}
+
+/// What the kernel watches for a group.
+#[derive(Debug, Default)]
+struct Marks {
+    inodes: BTreeSet<Inode>,
+    mounted: BTreeSet<u64>,
+}
+
+impl Marks {
+    /// The kernel lists marks by the device of the file system itself. Some show another one for their files, which is
+    /// mounted nowhere (subvolumes of btrfs, overlays): of those the number tells.
+    fn have(&self, device: u64, number: u64) -> bool {
+        let is_it = |mark: &&Inode| mark.device == device || !self.mounted.contains(&device);
+        self.inodes.iter().filter(is_it).any(|mark| mark.number == number)
+    }
+}
+
+/// The third field of each line, as in `0:27`; see proc(5).
+fn devices_of_mounts(mountinfo: &str) -> BTreeSet<u64> {
+    let device = |line: &str| {
+        let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
+        Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+    };
+    mountinfo.lines().filter_map(device).collect()
 }
 
 /// Takes readers over from the kernel as soon as they are seen: a short one is gone in a moment.
@@ -280,7 +305,10 @@ impl Witness {
         });
         let known =
             taken_back.as_ref().and_then(|_| std::fs::read_to_string(mark.with_file_name(GROUP)).ok());
-        self.marks = taken_back.as_ref().map(|group| group.marks().unwrap_or_default().into_iter().collect());
+        self.marks = taken_back.as_ref().map(|group| Marks {
+            inodes: group.marks().unwrap_or_default().into_iter().collect(),
+            mounted: devices_of_mounts(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
+        });
         let is_new = taken_back.is_none();
         let group = match taken_back.map_or_else(|| Group::open(Queue::Unlimited), Ok) {
             Ok(group) => group,
@@ -368,8 +396,12 @@ impl Witness {
 
     /// Whether the readers of a file were seen all the time since an earlier life of ours marked it.
     pub(crate) fn was_marked(&self, stat: &rustix::fs::Stat) -> bool {
-        let inode = Inode { device: stat.st_dev, number: stat.st_ino };
-        self.marks.as_ref().is_none_or(|marks| marks.contains(&inode))
+        self.marks.as_ref().is_some_and(|marks| marks.have(stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether the group was kept for us over our restart.
+    pub(crate) const fn is_kept(&self) -> bool {
+        self.marks.is_some()
     }
 
     /// Watches one file of a version: by its name in the set, and by its place where it is a copy.
@@ -586,5 +618,26 @@ pub(crate) fn declared_life(
                 began: began(look).or(main.map(|id| table.began(id))).unwrap_or(Millis(0)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_found_also_where_the_kernel_names_another_device() {
+        let (eight, nine) = (nix::sys::stat::makedev(8, 1), nix::sys::stat::makedev(0, 9));
+        let mountinfo =
+            "29 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n30 29 0:9 / /run rw - tmpfs tmpfs rw\n";
+        let marks = Marks {
+            inodes: BTreeSet::from([Inode { device: eight, number: 100 }, Inode { device: nine, number: 7 }]),
+            mounted: devices_of_mounts(mountinfo),
+        };
+        assert!(marks.have(eight, 100));
+        assert!(!marks.have(eight, 7), "of another file system");
+        let subvolume = nix::sys::stat::makedev(0, 70);
+        assert!(marks.have(subvolume, 7));
+        assert!(!marks.have(subvolume, 8));
     }
 }

@@ -485,6 +485,104 @@ fn a_copy_that_came_to_its_place_behind_our_back_is_a_gap() {
     assert_eq!(host.db().gaps.len(), gaps + 1);
 }
 
+/// Whoever reads it has the current version, and it stays watched when the one before is gone.
+#[test]
+fn a_copy_that_both_versions_say_is_one_of_the_current() {
+    if !is_able() {
+        return;
+    }
+    let place = "[set.db]\nrefresh_ms = 200\n\
+        places = [{ path = \"{app}/password\", file = \"authority\", kind = \"copy\" }]\n";
+    let mut host = Host::with(place, "");
+    host.up();
+    for number in 1..=2 {
+        let files = [("password", secret(number)), ("authority", "the same".to_owned())];
+        let files = files.map(|(name, text)| {
+            (protocol::FileName::new(name).unwrap(), protocol::seal::Value::new(text.into_bytes()))
+        });
+        let key = protocol::VersionKey::from_bytes([u8::try_from(number).unwrap(); 32]);
+        let set = protocol::seal::StagedSet::new(key, files.into(), None).unwrap();
+        let mut payload = host.payload(number, stage(number));
+        let sealed = set.seal(&payload.seal_context().unwrap(), &host.keys.sealing_key).unwrap();
+        if let protocol::order::Body::Set(order) = &mut payload.body {
+            order.stage = Some(sealed);
+        }
+        let frame = host.sign(&payload);
+        assert_eq!(host.try_frame(frame), Ok(()));
+        host.order(number, activate(number));
+        host.order(number, OrderKind::Adopt { version: v(number) });
+    }
+    let mut stranger = stranger(&host);
+    let report = host.until("the reader", |report| !report.holders.is_empty());
+    assert!(report.holders.iter().all(|holder| holder.version == v(2)), "{report:#?}");
+    host.order(2, seal(1));
+    host.until("gone", |report| report.gone.contains(v(1)));
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_millis(600) {
+        let db = host.ask(1).sets[&host.set()].clone();
+        assert!(db.gaps.is_empty() && !db.holders.is_empty(), "{db:#?}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let _ = stranger.kill();
+    let _ = stranger.wait();
+}
+
+/// A restart as of a package's upgrade, with all that was made since.
+#[test]
+fn an_ordinary_restart_makes_no_gap() {
+    if !is_able() {
+        return;
+    }
+    let place = "[set.db]\nrefresh_ms = 200\n\
+        places = [{ path = \"{app}/password\", file = \"password\", kind = \"copy\" }]\n";
+    let mut host = Host::with(place, "");
+    let store = Store::new(&mut host);
+    host.up();
+    let kept = store.take();
+    host.roll_out(1, 1);
+    host.roll_out(2, 2);
+    // An editor's file is put right.
+    let copy = host.app_dir().join("password");
+    std::fs::remove_file(&copy).unwrap();
+    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
+    while !copy.exists() {
+        assert!(std::time::Instant::now() < deadline, "it is not put right");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for question in 1..=3 {
+        host.end_in_good_order();
+        host.kept = Some(kept.try_clone().unwrap());
+        host.up();
+        let db = host.ask(question).sets[&host.set()].clone();
+        assert!(db.gaps.is_empty(), "{db:#?}");
+    }
+}
+
+/// Also of a set that has nothing, and whose policy comes later.
+#[cfg(feature = "failpoints")]
+#[test]
+fn evidence_is_always_of_this_boot() {
+    if !is_able() {
+        return;
+    }
+    let mut host = Host::with("[set.db]\n", "");
+    host.up();
+    host.roll_out(1, 1);
+    let seal = OrderKind::Seal { version: v(1), cleared: [].into(), cleared_gaps: [].into(), withdraw: true };
+    host.order(2, seal);
+    host.until("gone", |report| report.gone.contains(v(1)));
+    host.write_policy("");
+    host.boot();
+    host.up();
+    host.report = None;
+    host.write_policy("[set.db]\n");
+    host.until("the set", |report| report.in_policy);
+    host.roll_out(3, 2);
+    host.kill();
+    let boot = &host.environment.iter().find(|(name, _)| name == "ESO_BOOT_ID").unwrap().1;
+    assert_eq!(host.records()["set"]["set"][1]["evidence"]["boot"], serde_json::json!(boot));
+}
+
 /// What a start of this boot could not write down was there all the same.
 #[cfg(feature = "failpoints")]
 #[test]
