@@ -203,7 +203,7 @@ impl World {
     }
 
     fn version(&self, owned: &Owned, view: VersionView) -> VersionDetail {
-        let since = Some(self.clock.wall(view.since));
+        let since = Some(self.clock.told(view.since));
         let holds = view.holds.iter().map(|by| HeldBy { by: by.clone(), since: None });
         VersionDetail {
             version: view.version,
@@ -266,7 +266,7 @@ impl World {
             version,
             phase: rollout_phase(&rollout),
             reason: rollout.halted.clone().or_else(|| owned.waits_for_backend()).or(waits),
-            started_at: Some(self.clock.wall(rollout.since)),
+            started_at: Some(self.clock.told(rollout.since)),
             deliveries: self.deliveries(owned, version),
             figures: owned.figures(version),
         }))
@@ -279,7 +279,7 @@ impl World {
             for (version, blockers) in owned.kept.state.pending(now) {
                 let Some(view) = owned.kept.state.version(version) else { continue };
                 pending.push(PendingVersion {
-                    since: Some(self.clock.wall(view.since)),
+                    since: Some(self.clock.told(view.since)),
                     why: Why {
                         credential: name.clone(),
                         version,
@@ -315,7 +315,7 @@ impl World {
             remedy: self.remedy(credential, version, &blocker),
             who: blocker.target.as_ref().map_or_else(|| blocker.who.clone(), ToString::to_string),
             detail: Some(blocker.who),
-            since: Some(self.clock.wall(blocker.since)),
+            since: Some(self.clock.told(blocker.since)),
         };
         blockers.into_iter().map(one).collect()
     }
