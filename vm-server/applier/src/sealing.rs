@@ -15,21 +15,9 @@ use crate::set::Set;
 use crate::tools::Tools;
 
 impl Set {
-    /// Carries a seal as far as it goes now, right after a look. What stays in the way is looked at again when something
-    /// changes.
+    /// Carries a seal as far as it goes now, right after a look. An error is what stays in the way; it is looked at
+    /// again when something changes.
     pub(crate) fn seal(
-        &mut self,
-        tools: &mut Tools,
-        version: Version,
-        cleared: &BTreeSet<HolderId>,
-        cleared_gaps: &BTreeSet<GapId>,
-        withdraw: bool,
-    ) -> Vec<HostEvent> {
-        let sealed = self.try_seal(tools, version, cleared, cleared_gaps, withdraw);
-        sealed.unwrap_or_else(|reason| vec![HostEvent::NotGone { version, reason }])
-    }
-
-    fn try_seal(
         &mut self,
         tools: &mut Tools,
         version: Version,

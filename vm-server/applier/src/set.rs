@@ -133,7 +133,9 @@ impl Set {
             let waits = self.start_due().is_some_and(|due| due > Instant::now());
             match event {
                 HostEvent::Recheck if waits => return Ok(None),
-                HostEvent::Asked { .. } if waits => return Err(JournalError::Unready(self.name.clone())),
+                // A try may take long; only an order is worth one before its time.
+                HostEvent::Order { .. } => {}
+                _ if waits => return Err(JournalError::Unready(self.name.clone())),
                 _ => {}
             }
             self.start(tools)?;
@@ -311,7 +313,8 @@ impl Set {
                 self.unlink(tools, version).then_some(HostEvent::Unlinked { version }).into_iter().collect()
             }
             HostEffect::Seal { version, cleared, cleared_gaps, withdraw } => {
-                self.seal(tools, version, &cleared, &cleared_gaps, withdraw)
+                let sealed = self.seal(tools, version, &cleared, &cleared_gaps, withdraw);
+                sealed.unwrap_or_else(|reason| vec![HostEvent::NotGone { version, reason }])
             }
             HostEffect::Look { ref consumer, .. }
             | HostEffect::Adopt { ref consumer, .. }
