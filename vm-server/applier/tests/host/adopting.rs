@@ -105,11 +105,9 @@ consumers = [{{ name = "app", pidfile = "{{app}}/app.pid", exe = "{}", adopt = "
     again(&app, 1);
     std::fs::remove_file(&conf).unwrap();
     std::fs::rename(&away, &conf).unwrap();
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while std::fs::read_to_string(conf.join("password")).unwrap() != secret(2) {
-        assert!(std::time::Instant::now() < deadline, "the place is not put right");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    crate::control::wait_until("the place is not put right", || {
+        std::fs::read_to_string(conf.join("password")).unwrap() == secret(2)
+    });
     let report = {
         host.order(2, seal(1));
         host.ask(1);

@@ -26,6 +26,30 @@ pub(crate) fn v(number: u32) -> Version {
 /// How long anything may take that a test waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Waits until something is so, and says what is not if it does not come.
+#[track_caller]
+pub(crate) fn wait_until(what_is_not: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "{what_is_not}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Does something again and again for so long: what must not come would have come by then.
+pub(crate) fn for_a_while(time: Duration, mut each: impl FnMut()) {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        each();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whether we are root; without it this is left out, and said so.
+pub(crate) fn is_root_for(what: &str) -> bool {
+    tests_needs::is_there(rustix::process::geteuid().is_root(), what)
+}
+
 /// One host: its directories, its applier, and those who speak with it.
 pub(crate) struct Host {
     pub(crate) dir: tempfile::TempDir,
@@ -268,6 +292,15 @@ impl Host {
         threads
             .map(|thread| sleeps(std::fs::read_to_string(thread.unwrap().path().join("status")).unwrap()))
             .sum()
+    }
+
+    /// It waits, and does not turn in circles.
+    #[track_caller]
+    pub(crate) fn sleeps_through_a_second(&self) {
+        let before = self.sleeps();
+        for_a_while(Duration::from_secs(1), || {});
+        let sleeps = self.sleeps() - before;
+        assert!(sleeps < 200, "woken {sleeps} times within a second");
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {

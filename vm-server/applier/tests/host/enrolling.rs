@@ -21,8 +21,7 @@ fn enrol(host: &Host) -> std::process::Output {
 
 #[test]
 fn the_network_half_cannot_have_root_write_or_give_away_another_file() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "enrolling into another user's directory: that needs root") {
+    if !crate::control::is_root_for("enrolling into another user's directory: that needs root") {
         return;
     }
     let host = Host::new(&policy(r#"adopt = "restart""#, ""));

@@ -517,12 +517,10 @@ fn a_copy_that_both_versions_say_is_one_of_the_current() {
     assert!(report.holders.iter().all(|holder| holder.version == v(2)), "{report:#?}");
     host.order(2, seal(1));
     host.until("gone", |report| report.gone.contains(v(1)));
-    let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_millis(600) {
+    crate::control::for_a_while(std::time::Duration::from_millis(600), || {
         let db = host.ask(1).sets[&host.set()].clone();
         assert!(db.gaps.is_empty() && !db.holders.is_empty(), "{db:#?}");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    });
     let _ = stranger.kill();
     let _ = stranger.wait();
 }
@@ -544,11 +542,7 @@ fn an_ordinary_restart_makes_no_gap() {
     // An editor's file is put right.
     let copy = host.app_dir().join("password");
     std::fs::remove_file(&copy).unwrap();
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while !copy.exists() {
-        assert!(std::time::Instant::now() < deadline, "it is not put right");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    crate::control::wait_until("it is not put right", || copy.exists());
     for question in 1..=3 {
         host.end_in_good_order();
         host.kept = Some(kept.try_clone().unwrap());
@@ -654,11 +648,7 @@ fn a_gap_of_a_start_is_in_the_journal_before_anybody_hears_of_it() {
     };
     assert_eq!(gaps(&host), 0);
     host.start();
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while gaps(&host) == 0 {
-        assert!(std::time::Instant::now() < deadline, "it is not written down");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    crate::control::wait_until("it is not written down", || gaps(&host) != 0);
     host.kill();
 }
 

@@ -119,8 +119,7 @@ fn an_application_that_was_unhealthy_before_is_not_the_credentials_fault() {
 
 #[test]
 fn a_version_that_cannot_be_unlinked_keeps_no_other_from_its_end() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "something that cannot be unlinked: mounting needs root") {
+    if !crate::control::is_root_for("something that cannot be unlinked: mounting needs root") {
         return;
     }
     let mut host = Host::new("[set.db]\n");

@@ -70,12 +70,7 @@ fn a_set_that_cannot_start_keeps_nobody_busy() {
     std::fs::write(sets.join("db"), "in the way").unwrap();
     host.up();
     host.until_report("the reason", |report| report.notices.iter().any(|notice| notice.code == "set"));
-    let (before, began) = (host.sleeps(), std::time::Instant::now());
-    while began.elapsed() < std::time::Duration::from_secs(1) {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let sleeps = host.sleeps() - before;
-    assert!(sleeps < 200, "woken {sleeps} times within a second");
+    host.sleeps_through_a_second();
     std::fs::remove_file(sets.join("db")).unwrap();
     host.until_report("the set", |report| report.notices.is_empty());
     host.roll_out(1, 1);
@@ -109,11 +104,7 @@ fn killed_right_after_an_agreed_flip_it_knows_what_readers_find() {
     let (mut host, app) = on_one(r#"adopt = "restart""#, "");
     host.order(2, stage(2));
     host.order(2, arm(2, 200));
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while host.current("password") != Some(secret(2)) {
-        assert!(std::time::Instant::now() < deadline, "it does not flip");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    crate::control::wait_until("it does not flip", || host.current("password") == Some(secret(2)));
     host.restart();
     let report = host.ask(1).sets[&host.set()].clone();
     assert_eq!((report.current, report.armed), (Some(v(2)), None), "{report:#?}");
@@ -132,11 +123,7 @@ fn sets_come_back_after_a_boot_without_the_control_plane() {
     // What a boot takes: everything below the run directory but the test's own socket.
     std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
     host.start();
-    let deadline = std::time::Instant::now() + crate::control::PATIENCE;
-    while host.current("password") != Some(secret(1)) {
-        assert!(std::time::Instant::now() < deadline, "the set does not come back");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    crate::control::wait_until("the set does not come back", || host.current("password") == Some(secret(1)));
     host.accept();
     let report = host.ask(1).sets[&host.set()].clone();
     assert_eq!((report.current, report.present.len()), (Some(v(1)), 2));

@@ -2,16 +2,14 @@
 
 use lifecycle::OrderKind;
 use lifecycle::report::ConsumerState;
-use protocol::UnixMillis;
 
 use crate::application::Application;
-use crate::control::{Host, PATIENCE, activate, arm, seal, secret, stage, v};
+use crate::control::{Host, activate, arm, seal, secret, stage, v};
 use crate::refusing::{POLICY, on_one};
 
 #[test]
 fn a_journal_without_room_takes_no_order_and_keeps_a_whole_working_set() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "a journal without room: mounting needs root") {
+    if !crate::control::is_root_for("a journal without room: mounting needs root") {
         return;
     }
     let mut host = on_one();
@@ -41,8 +39,7 @@ fn a_journal_without_room_takes_no_order_and_keeps_a_whole_working_set() {
 /// back to is not taken away then, although nobody has it any more.
 #[test]
 fn without_room_for_what_is_current_nothing_is_unlinked() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "a flip without room for it: mounting needs root") {
+    if !crate::control::is_root_for("a flip without room for it: mounting needs root") {
         return;
     }
     let mut host = on_one();
@@ -55,19 +52,13 @@ fn without_room_for_what_is_current_nothing_is_unlinked() {
     use_up(&mut host);
     wait_for_two(&host);
     // Long enough for several looks.
-    let flipped = UnixMillis::now().0;
-    while UnixMillis::now().0 < flipped + 700 {
+    crate::control::for_a_while(std::time::Duration::from_millis(700), || {
         host.ask(60);
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    });
     host.kill();
     std::fs::remove_dir_all(host.root().join("run/sets")).unwrap();
     host.start();
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while host.current("password") != Some(secret(1)) {
-        assert!(std::time::Instant::now() < deadline, "the set does not come back");
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    crate::control::wait_until("the set does not come back", || host.current("password") == Some(secret(1)));
     host.kill();
     disk.empty();
     host.up();
@@ -82,8 +73,7 @@ fn without_room_for_what_is_current_nothing_is_unlinked() {
 /// Where nothing can be written down it still makes again what a boot has taken, and says so once it can.
 #[test]
 fn a_start_without_room_for_the_journal_has_a_whole_working_set() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "a start without room for the journal: mounting needs root") {
+    if !crate::control::is_root_for("a start without room for the journal: mounting needs root") {
         return;
     }
     let mut host = on_one();
@@ -97,12 +87,7 @@ fn a_start_without_room_for_the_journal_has_a_whole_working_set() {
     assert!(!host.has_ended());
     host.report = None;
     // It waits for room, and does not turn in circles for it.
-    let (before, began) = (host.sleeps(), UnixMillis::now().0);
-    while UnixMillis::now().0 < began + 1_000 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let sleeps = host.sleeps() - before;
-    assert!(sleeps < 200, "woken {sleeps} times within a second");
+    host.sleeps_through_a_second();
     disk.empty();
     let report = host.until_report("a report", |_| true);
     assert_eq!(report.sets[&host.set()].current, Some(v(1)));
@@ -160,18 +145,13 @@ places = [
     }
     disk.fill();
     host.up();
-    let deadline = std::time::Instant::now() + PATIENCE;
     for place in ["password", "copy"] {
-        while std::fs::read_to_string(host.app_dir().join(place)).ok() != Some(secret(1)) {
-            assert!(std::time::Instant::now() < deadline, "{place} is missing");
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        let place = host.app_dir().join(place);
+        let missing = format!("{} is missing", place.display());
+        crate::control::wait_until(&missing, || std::fs::read_to_string(&place).ok() == Some(secret(1)));
     }
     // Long enough for several tries.
-    let began = UnixMillis::now().0;
-    while UnixMillis::now().0 < began + 1_000 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    crate::control::for_a_while(std::time::Duration::from_secs(1), || {});
     host.report = None;
     disk.empty();
     let report = host.until_report("a report of the set", |report| {
@@ -186,8 +166,7 @@ places = [
 /// A report shows what a next life of ours will know of.
 #[test]
 fn no_acknowledgement_is_shown_that_the_journal_does_not_have() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "an acknowledgement without room for it: mounting needs root") {
+    if !crate::control::is_root_for("an acknowledgement without room for it: mounting needs root") {
         return;
     }
     let mut host = on_one();
@@ -207,8 +186,7 @@ fn no_acknowledgement_is_shown_that_the_journal_does_not_have() {
 /// A copy that the journal knows nothing of would not be read back by a seal.
 #[test]
 fn no_copy_is_written_that_the_journal_does_not_have() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "a copy without room in the journal: mounting needs root") {
+    if !crate::control::is_root_for("a copy without room in the journal: mounting needs root") {
         return;
     }
     let mut host = Host::new(&POLICY.replace("\"link\"", "\"copy\""));
@@ -221,28 +199,23 @@ fn no_copy_is_written_that_the_journal_does_not_have() {
     use_up(&mut host);
     wait_for_two(&host);
     let (copy, beside) = (host.app_dir().join("password"), host.app_dir().join("beside"));
-    let flipped = UnixMillis::now().0;
-    while UnixMillis::now().0 < flipped + 700 {
+    crate::control::for_a_while(std::time::Duration::from_millis(700), || {
         // The directory of the place is looked at again each time.
         std::fs::write(&beside, "").unwrap();
         host.ask(60);
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), secret(1));
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    });
     disk.empty();
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while std::fs::read_to_string(&copy).unwrap() != secret(2) {
-        assert!(std::time::Instant::now() < deadline, "the copy stays as it is");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    crate::control::wait_until("the copy stays as it is", || {
+        std::fs::read_to_string(&copy).unwrap() == secret(2)
+    });
     host.kill();
 }
 
 /// What came to light while nothing could be written down comes about once it can, all of it and in its order.
 #[test]
 fn no_outcome_is_lost_for_want_of_room() {
-    let root = rustix::process::geteuid().is_root();
-    if !tests_needs::is_there(root, "outcomes without room for them: mounting needs root") {
+    if !crate::control::is_root_for("outcomes without room for them: mounting needs root") {
         return;
     }
     let mut host = Host::new("");
@@ -285,11 +258,7 @@ consumers = [
     std::fs::write(&ill, "").unwrap();
     disk.fill();
     use_up(&mut host);
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !probed.exists() {
-        assert!(std::time::Instant::now() < deadline, "the other one is not probed");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    crate::control::wait_until("the other one is not probed", || probed.exists());
     let report = host.ask(60);
     let report = &report.sets[&host.set()];
     assert_eq!((report.rolled_back.as_ref(), report.current), (None, Some(v(2))), "{report:#?}");
@@ -309,11 +278,7 @@ fn use_up(host: &mut Host) {
 
 #[track_caller]
 fn wait_for_two(host: &Host) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while host.current("password") != Some(secret(2)) {
-        assert!(std::time::Instant::now() < deadline, "it does not flip");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
+    crate::control::wait_until("it does not flip", || host.current("password") == Some(secret(2)));
 }
 
 /// A small file system for the applier's state, as long as it is needed.
